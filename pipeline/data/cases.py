@@ -221,7 +221,7 @@ def _is_single_input(path: Path, dims: int) -> bool:
     images of their own in 2D.
     """
     try:
-        os.lstat(path)
+        os.lstat(files.split_selection(path)[0])
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError):

@@ -268,7 +268,7 @@ def file_stamp(path: Path) -> dict[str, Any]:
         file); of a folder also ``files``, their number.
     """
     try:
-        stat = path.stat()
+        stat = files.split_selection(path)[0].stat()
     except OSError:
         return {"name": path.name, "size": -1, "mtime_ns": -1}
     parts = files.parts(path)

@@ -35,6 +35,7 @@ from pipeline.files.names import (
     is_dicom_folder,
     is_folder,
     is_image,
+    split_selection,
     stem,
     suffix,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "sha256",
     "shown",
     "slabs",
+    "split_selection",
     "stem",
     "stored",
     "suffix",

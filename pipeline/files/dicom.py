@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.files import frames
+from pipeline.files.dicom_limits import check_elements
 from pipeline.files.errors import AGAIN, FileError, check_kind, wrong_axes
 from pipeline.files.frames import Frame
 from pipeline.files.limits import check_memory, check_values
@@ -202,6 +203,7 @@ def _reader(sitk: Any, text: str) -> Any:
 def _slice(path: Path) -> Slice:
     """The header of one file."""
     check_kind(path)
+    check_elements(path)
     sitk = _toolkit(path)
     with as_text(path) as text:
         reader = _reader(sitk, text)

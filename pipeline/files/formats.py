@@ -20,7 +20,15 @@ import numpy as np
 from pipeline.files import dicom, metaimage, nifti, npy, nrrd, pictures, tiff
 from pipeline.files.durable import whole
 from pipeline.files.errors import AGAIN, FileError, guarded
-from pipeline.files.names import FOLDERS, INSTEAD, SUFFIXES, WRITABLE, format_suffix, suffix
+from pipeline.files.names import (
+    FOLDERS,
+    INSTEAD,
+    SUFFIXES,
+    WRITABLE,
+    format_suffix,
+    split_selection,
+    suffix,
+)
 from pipeline.files.pixels import LazyArray, Rows
 from pipeline.records import Geometry, UserError
 
@@ -285,6 +293,7 @@ def parts(path: Path) -> list[Path]:
         Of a folder all files inside; of a header (``.mhd``, ``.nhdr``) itself and that of its
         pixels, where it names one; else the file itself.
     """
+    path = split_selection(path)[0]
     if os.path.isdir(path):
         return [p for p in path.rglob("*") if p.is_file()]
     if suffix(path) not in (".mhd", ".nhdr"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +44,28 @@ WRITABLE = tuple(s for s in SUFFIXES if s not in READ_ONLY)
 """Formats that can be written."""
 
 
+SELECTION = re.compile(r"(.+\.zarr)(#[^/#]*)", re.DOTALL | re.IGNORECASE)
+"""Name of a Zarr and what is chosen of it, such as ``scan.ome.zarr#level=1,time=0``."""
+
+
+def split_selection(path: Path) -> tuple[Path, str]:
+    """Split a path of a Zarr into its folder and what is chosen of it.
+
+    Args:
+        path: such as ``scan.ome.zarr#level=1,time=0``. A folder or a link that itself has such a
+            name is the folder of the choice in its name.
+
+    Returns:
+        The folder, and the choice with its ``#``; empty where nothing is chosen.
+    """
+    match = SELECTION.fullmatch(path.name)
+    if match is None:
+        return path, ""
+    return path if os.path.lexists(path) else path.with_name(match[1]), match[2]
+
+
 def suffix(path: Path | str) -> str:
-    """The known suffix of a file name.
+    """The known suffix of a file name, without what is chosen of a Zarr.
 
     Args:
         path: path or name.
@@ -53,10 +74,10 @@ def suffix(path: Path | str) -> str:
         Suffix in lower case with its dot; empty where none is known.
 
     Example:
-        >>> suffix("scan.NII.GZ"), suffix("notes.txt")
-        ('.nii.gz', '')
+        >>> suffix("scan.NII.GZ"), suffix("notes.txt"), suffix("a.zarr#level=1")
+        ('.nii.gz', '', '.zarr')
     """
-    name = Path(path).name.lower()
+    name = _whole_name(path).lower()
     return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
 
 
@@ -73,9 +94,16 @@ def stem(path: Path | str) -> str:
         >>> stem("a/b.v2.nii.gz"), stem("x.tif"), stem("plain")
         ('b.v2', 'x', 'plain')
     """
-    name = Path(path).name
+    name = _whole_name(path)
     known = suffix(name)
     return name[: -len(known)] if known else Path(name).stem
+
+
+def _whole_name(path: Path | str) -> str:
+    """File name without what is chosen of a Zarr."""
+    name = Path(path).name
+    match = SELECTION.fullmatch(name)
+    return match[1] if match else name
 
 
 def case_id(path: Path | str) -> str:
