@@ -1,16 +1,16 @@
 """OME-Zarr: a folder of chunks, the format of image pyramids of microscopes and scanners.
 
 The finest level is read unless the path names another, and of a series the time that it names:
-``scan.ome.zarr#level=1,time=0``. Axes are found by their names; one level is written. Versions 0.4 (on Zarr format 2) and 0.5 (format 3)
-are read, as are plain arrays of either format. A prediction is written in the version of its input,
-and as 0.4 where there is none: that is what Fiji, QuPath, napari, neuroglancer and OMERO all open
-today, while only the newest releases of some read 0.5. Specification: ngff.openmicroscopy.org.
+``scan.ome.zarr#level=1,time=0``. Axes are found by their names; one level is written. Versions 0.4
+(on Zarr format 2) and 0.5 (format 3) are read, as are plain arrays of either format. A prediction
+is written in the version of its input, and as 0.4 where there is none: that is what Fiji, QuPath,
+napari, neuroglancer and OMERO all open today, while only the newest releases of some read 0.5.
+Specification: ngff.openmicroscopy.org.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,8 @@ def _open(path: Path) -> _Opened:
     if not isinstance(level, zarr.Array):
         raise FileError(
             path,
-            f"has no array at {level_path!r}, which its description names as {_called(chosen.level)}",
+            f"has no array at {level_path!r}, which its description names as"
+            f" {_called(chosen.level)}",
         )
     check_array(path, level, store)
     _check_transformations(path, entry, len(level.shape))
@@ -277,7 +278,7 @@ def _at_time(
         raise FileError(
             path,
             f"is a series of {count} times ({size}, axes {''.join(names)}) where one is needed",
-            f"Choose one: {os.path.basename(path).partition('#')[0]}#time=0, up to time={count - 1}",
+            f"Choose one: {path.name.partition('#')[0]}#time=0, up to time={count - 1}",
         )
     if (found.time or 0) >= count:
         raise FileError(
