@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import model_file, noise, rows, run_predict
+from small_models import model_file, noise, rows, run_evaluate, run_predict
 
 import pipeline as pl
 from pipeline import files, grid
@@ -443,6 +444,29 @@ def test_a_model_of_nifti_predicts_them_all_alike(model: Path, tmp_path: Path) -
     predictor = pl.Predictor.load(model, device="cpu")
     array = predictor.predict(images / "a.mha")
     np.testing.assert_array_equal(array, files.read(tmp_path / "out" / "a.mha", 3)[0][0])
+
+
+def test_answers_and_labels_of_several_formats_are_compared_in_the_world(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray((noise((8, 9, 10), seed=7) > 120).astype(np.uint8))
+    image.SetSpacing((1, 2, 3))
+    turned = sitk.DICOMOrient(image, "PIR")
+    for name, one, other in (
+        ("a", ".nii.gz", ".mha"),
+        ("b", ".nrrd", ".nii.gz"),
+        ("c", ".mhd", ".nrrd"),
+    ):
+        for folder, given_image, ending in (("answers", image, one), ("dst", turned, other)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            sitk.WriteImage(given_image, os.fspath(tmp_path / folder / f"{name}{ending}"))
+    assert run_evaluate(tmp_path, "--metrics", "dice", "hd95") == 0
+    scores = json.loads((tmp_path / "out.json").read_text())
+    assert scores["mean"]["dice"] == 1, scores
+    assert scores["mean"]["hd95"] == 0
+    assert len(scores["cases"]) == 3
+    moved = sitk.Image(image)
+    moved.SetOrigin((0, 0, 50))
+    sitk.WriteImage(moved, os.fspath(tmp_path / "answers" / "a.nii.gz"))
+    assert run_evaluate(tmp_path, "--metrics", "dice") != 0
 
 
 def test_answers_from_saved_probabilities(model: Path, tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ def test_a_level_is_predicted_on_its_own_grid(tmp_path: Path) -> None:
     assert geometry == files.geometry(chosen, 3)
     predictor = pl.Predictor.load(model, device="cpu")
     np.testing.assert_array_equal(predictor.predict(str(chosen)), answer[0])
+    assert small_models.run_predict(model, chosen, path / "out") == 2  # inside its own input
 
 
 def test_names() -> None:

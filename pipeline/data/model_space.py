@@ -20,7 +20,7 @@ from pipeline.grid import SPREAD, Alignment, Grid, by_mm, grid_of, reorientation
 from pipeline.records import Case, Geometry
 
 FAMILIES = {
-    "nifti": "NIfTI, whose arrays are (X, Y, Z)",
+    "nifti": "NIfTI, MetaImage, NRRD or DICOM, whose arrays are (X, Y, Z)",
     "array": "TIFF, Zarr, NumPy arrays or pictures, which are (Z, Y, X)",
 }
 """What messages call the two families of grids."""

@@ -131,7 +131,8 @@ def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
         UserError: where one would.
     """
     outputs.require_folder(job.output)
-    outputs.require_apart((path for case in inputs for path in case.image), job.output)
+    read = (files.split_selection(path)[0] for case in inputs for path in case.image)
+    outputs.require_apart(read, job.output)
     outputs.require_own(job.output, (name for case in inputs for name in _names(job, case)))
 
 
