@@ -264,7 +264,7 @@ class Scale(TypedDict):
 class GeometryJson(TypedDict):
     """:class:`pipeline.records.Geometry` as JSON."""
 
-    format: Literal["nifti", "itk", "tiff", "zarr", "image", "none"]
+    format: Literal["nifti", "tiff", "zarr", "itk", "image", "none"]
     meta: dict[str, Any]
     notes: NotRequired[list[str]]
 

@@ -153,6 +153,12 @@ def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
 
 def _itk(meta: Mapping[str, Any], dims: int) -> Grid:
     """Grid of MetaImage, NRRD or DICOM, whose affine is in millimetres."""
+    sizes = {len(meta[key]) for key in ("spacing", "origin", "directions")}
+    sizes |= {len(row) for row in meta["directions"]}
+    if len(sizes) > 1:
+        raise UserError(
+            f"spacing, origin and directions are of {sorted(sizes)} axes. Give as many of each."
+        )
     found = affine_grid(meta["affine"], dims)
     stated = meta["placed"] or bool(meta["unit"]) or any(s != 1 for s in meta["spacing"][:dims])
     return replace(

@@ -360,6 +360,21 @@ def test_odd_headers_that_are_sound(tmp_path: Path) -> None:
     np.testing.assert_array_equal(files.read(tmp_path / "k.mhd", 3)[0][0], expected)
 
 
+@pytest.mark.parametrize("space", ["right", "left"])
+@pytest.mark.parametrize("side", ["anterior", "posterior"])
+def test_worlds_of_nrrd_are_those_of_itk(tmp_path: Path, space: str, side: str) -> None:
+    path = tmp_path / "a.nrrd"
+    name = f"{space}-{side}-superior"
+    path.write_bytes(nrrd(("space", name), ("space directions", "(0,1,0) (-0.5,0,0) (0,0,2)")))
+    if name == "right-posterior-superior":  # no name of the format
+        assert grid.grid_of(files.geometry(path, 3), 3).codes is None
+        return
+    image = sitk.ReadImage(os.fspath(path))
+    affine = np.array(grid.grid_of(files.geometry(path, 3), 3).affine)
+    for point in ((0, 0, 0), (3, 2, 1)):
+        np.testing.assert_allclose((affine @ [*point, 1])[:3], in_world(image, np.array(point)))
+
+
 def test_what_a_file_does_not_say_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "a.mha").write_bytes(mha(("TransformMatrix", None), ("Offset", None)))
     bare = (("space", None), ("space directions", None), ("space origin", None))
@@ -479,6 +494,21 @@ def test_answers_from_saved_probabilities(model: Path, tmp_path: Path) -> None:
     soft = softs.load_sound(tmp_path / "out" / "soft", "a")
     assert soft.geometry == files.geometry(tmp_path / "a.mha", 3)
     assert soft.meta.suffix == ".mha"
+    path = tmp_path / "out" / "soft" / "a.json"
+    text = path.read_text()
+    for key, value in {
+        "spacing": [1.0, 1.0],
+        "directions": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+        "origin": "here",
+        "placed": 1,
+        "unit": None,
+        "affine": [[1.0, 0.0, 0.0, 0.0]] * 4,
+    }.items():
+        document = json.loads(text)
+        document["geometry"]["meta"][key] = value
+        path.write_text(json.dumps(document))
+        with pytest.raises(pl.UserError, match="not a readable soft prediction"):
+            softs.load(tmp_path / "out" / "soft", "a")
 
 
 def test_channels_of_several_formats_are_one_case(tmp_path: Path) -> None:

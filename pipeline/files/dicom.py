@@ -266,7 +266,7 @@ def _frame(path: Path, reader: Any) -> Frame:
         placed = position is not None and orientation is not None
         origin = tuple(position) if placed and position else (0.0, 0.0, 0.0)
         two = np.array(orientation if placed else (1, 0, 0, 0, 1, 0), float).reshape(2, 3)
-        directions = np.array([*two, np.cross(*two)])
+        directions = np.array([*two, np.cross(two[0], two[1])])
     if abs(directions @ directions.T - np.eye(3)).max() > ANGLE:
         raise FileError(path, "has directions of rows and columns that are not at right angles")
     frame = Frame(

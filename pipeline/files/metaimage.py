@@ -210,7 +210,7 @@ def _refuse_unread(path: Path, fields: dict[str, str]) -> None:
 def _frame(path: Path, fields: dict[str, str], count: int) -> Frame:
     """Where the array lies; directions are one row an axis, as the file has them."""
     spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1 " * count))
-    matrix = fields.get("TransformMatrix", frames.row(np.eye(count).ravel()))
+    matrix = fields.get("TransformMatrix", frames.row(np.eye(count).ravel().tolist()))
     values = np.array(frames.numbers(path, "TransformMatrix", matrix, count * count))
     unit = fields.get("DistanceUnits", "")
     frame = Frame(
