@@ -70,6 +70,7 @@ def test_itk_files_are_read_as_itk_reads_them(
     array, geometry = files.read(path, 3)
     np.testing.assert_array_equal(array, as_ours(image))
     assert array.dtype == as_ours(image).dtype
+    assert array.flags.writeable
     probe = files.probe(path, 3)
     assert (probe.shape, probe.dtype) == (array.shape, array.dtype.name)
     assert files.geometry(path, 3) == geometry

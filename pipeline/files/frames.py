@@ -161,7 +161,7 @@ def load(path: Path, header: Header, dims: int) -> np.ndarray:
     data = _pixels(path, header.payload, need)
     array = np.frombuffer(data, header.dtype).reshape(header.shape[::-1]).T
     array = array[None] if header.channel is None else np.moveaxis(array, header.channel, 0)
-    return array.reshape(shape)
+    return np.array(array.reshape(shape), order="C")  # a copy, which may be changed
 
 
 def _pixels(path: Path, payload: Payload, need: int) -> bytes:

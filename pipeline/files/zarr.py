@@ -224,9 +224,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _axis_name(axis: Mapping[str, Any]) -> str:
-    """Name of an axis: ``t`` and ``c`` also by its type."""
+    """Name of an axis; one that is not known goes by its type."""
     name = str(axis["name"]).lower()
-    return {"time": "t", "channel": "c"}.get(str(axis.get("type")), name)
+    known = name in ("t", "c", "z", "y", "x")
+    return name if known else {"time": "t", "channel": "c"}.get(str(axis.get("type")), name)
 
 
 def _layout(path: Path, found: _Opened, dims: int) -> tuple[list[int], tuple[int, ...], list[str]]:
