@@ -301,7 +301,7 @@ class Scale(TypedDict):
 class GeometryJson(TypedDict):
     """:class:`pipeline.records.Geometry` as JSON."""
 
-    format: Literal["nifti", "tiff", "zarr", "image", "none"]
+    format: Literal["nifti", "tiff", "zarr", "itk", "image", "none"]
     meta: dict[str, Any]
     notes: NotRequired[list[str]]
 
@@ -319,6 +319,27 @@ class NiftiMeta(TypedDict):
     endian: Literal["<", ">"]
     affine: Annotated[list[Row], Rule(lambda value: len(value) == 4, "of four rows")]
     shape: NotRequired[list[Size]]
+
+
+Axis = Annotated[list[float], Rule(lambda value: len(value) in (2, 3), "of two or three numbers")]
+"""Numbers for each space axis."""
+
+
+class ItkMeta(TypedDict):
+    """``meta`` of the geometry of a MetaImage, NRRD or DICOM file."""
+
+    affine: Annotated[
+        list[Annotated[list[float], Rule(lambda value: len(value) == 4, "of four numbers")]],
+        Rule(lambda value: len(value) == 4, "of four rows"),
+    ]
+    spacing: Axis
+    origin: Axis
+    directions: Annotated[
+        list[Axis], Rule(lambda value: len(value) in (2, 3), "of two or three rows")
+    ]
+    placed: bool
+    unit: str
+    dims: NotRequired[Literal[2, 3]]
 
 
 class TiffMeta(TypedDict):
@@ -356,6 +377,12 @@ class NiftiGeometry(TypedDict):
     meta: NiftiMeta
 
 
+class ItkGeometry(TypedDict):
+    """A geometry whose ``meta`` is of MetaImage, NRRD or DICOM."""
+
+    meta: ItkMeta
+
+
 class TiffGeometry(TypedDict):
     """A geometry whose ``meta`` is of TIFF."""
 
@@ -380,6 +407,12 @@ class NiftiSoft(TypedDict):
     geometry: NiftiGeometry
 
 
+class ItkSoft(TypedDict):
+    """A document with the geometry of MetaImage, NRRD or DICOM."""
+
+    geometry: ItkGeometry
+
+
 class TiffSoft(TypedDict):
     """A document with a TIFF geometry."""
 
@@ -400,6 +433,7 @@ class PlainSoft(TypedDict):
 
 PLACES: dict[str, Any] = {
     "nifti": NiftiSoft,
+    "itk": ItkSoft,
     "tiff": TiffSoft,
     "zarr": ZarrSoft,
     "image": PlainSoft,

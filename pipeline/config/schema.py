@@ -269,6 +269,8 @@ class Data:
     ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``.
     ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them,
     ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there.
+    A folder of the DICOM slices of one series counts as an image of its name, ``ID/`` or
+    ``ID_0000/``.
     """
     folders: Mapping[str, str] = field(
         default_factory=lambda: {"image": "images", "label": "masks"}

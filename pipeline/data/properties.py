@@ -276,18 +276,20 @@ def file_stamp(path: Path) -> dict[str, Any]:
     """Name, size and time of change of a file, by which a changed file is noticed.
 
     Args:
-        path: a file, or a Zarr folder, whose stamp covers all files inside.
+        path: a file, or a folder (Zarr, DICOM), whose stamp covers all files inside; of a header
+            with its pixels beside it both count.
 
     Returns:
         ``name``, ``size`` in bytes, ``mtime_ns`` in nanoseconds (both -1 where there is no such
         file); of a folder also ``files``, their number.
     """
     try:
-        stat = path.stat()
+        stat = files.split_selection(path)[0].stat()
     except OSError:
         return {"name": path.name, "size": -1, "mtime_ns": -1}
-    if path.is_dir():  # Zarr: what changes inside does not change the folder
-        inside = [p.stat() for p in path.rglob("*") if p.is_file()]
+    parts = files.parts(path)
+    if parts != [path]:  # a folder, or a header: what changes inside does not change it
+        inside = [p.stat() for p in parts]
         size, newest = (
             sum(s.st_size for s in inside),
             max((s.st_mtime_ns for s in inside), default=0),

@@ -333,7 +333,7 @@ def _meta(job: PredictJob, case: Case, scale: IntensityScale, given: LazyArray) 
     """The record that is stored with probabilities."""
     return SoftMeta(
         task=job.config.task,
-        suffix=files.suffix(case.image[0]),
+        suffix=files.format_suffix(case.image[0]),
         scale=scale,
         dtype=str(given.dtype),
         channels=len(given),
