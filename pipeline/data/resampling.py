@@ -327,7 +327,10 @@ def resize_labels(
         return out
     best = np.full(out.shape, 0.5 if rule == "half" else -1.0, np.float32)
     for value in values:
-        box, part = _class_share(labels, value, axes)
+        found = _class_share(labels, value, axes)
+        if found is None:
+            continue
+        box, part = found
         own, share = (slice(None), *box), best[(slice(None), *box)]
         more = part > share if rule == "half" else part > share + TIE
         out[own][more] = value
@@ -338,8 +341,11 @@ def resize_labels(
 
 def _class_share(
     labels: np.ndarray, value: Any, axes: Sequence[AxisResize]
-) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Share of a class in each voxel, float32 ``(1, ...)``, of the box that it reaches."""
+) -> tuple[tuple[slice, ...], np.ndarray] | None:
+    """Share of a class in each voxel, float32 ``(1, ...)``, of the box that it reaches.
+
+    None where it reaches none: all of its voxels lie between those that a coarser grid samples.
+    """
     mask = labels == value
     box, parts = [], list[np.ndarray]()
     inside: list[slice] = []
@@ -347,6 +353,8 @@ def _class_share(
         over = tuple(a for a in range(mask.ndim) if a != n + 1)
         matrix = axis.matrix
         reached = np.flatnonzero(matrix[:, mask.any(over)].any(1))
+        if not reached.size:
+            return None
         low, high = int(reached[0]), int(reached[-1]) + 1
         used = np.flatnonzero(matrix[low:high].any(0))
         box.append(slice(low, high))
