@@ -1,4 +1,4 @@
-"""Resampling against scikit-image, scipy and rules written down again, and its bits slab by slab."""
+"""Resampling against scikit-image, scipy and rules written down again; its bits slab by slab."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_special_cases_of_the_coarse_axis() -> None:
 def test_new_sizes_are_the_rounded_quotient(n: int, own: float, new: float) -> None:
     (found,) = new_size((n,), (own,), (new,))
     assert found >= 1
-    assert found == 1 or abs(found - n * own / new) <= 0.5 + 1e-9
+    assert found == 1 or abs(found - n * own / new) <= 0.501
 
 
 # --- labels ---------------------------------------------------------------------------------------
