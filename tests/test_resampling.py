@@ -43,14 +43,16 @@ def by_skimage(array: np.ndarray, new: tuple[int, ...], order: int) -> np.ndarra
     """Each channel by skimage, in float64."""
     return np.stack(
         [
-            reference_resize(
-                c.astype(np.float64),
-                new,
-                order=order,
-                mode="edge",
-                anti_aliasing=False,
-                preserve_range=True,
-                clip=True,
+            np.asarray(
+                reference_resize(
+                    c.astype(np.float64),
+                    new,
+                    order=order,
+                    mode="edge",
+                    anti_aliasing=False,
+                    preserve_range=True,
+                    clip=True,
+                )
             )
             for c in array
         ]
@@ -373,7 +375,7 @@ def test_labels_turn_with_their_axes(
         np.testing.assert_array_equal(moved, turned(plain))
     else:  # shares of exactly one half are decided by rounding
         stacked = np.stack(list(shares(labels, new, None).values()))
-        clear = (np.abs(stacked - 0.5) > 1e-5).all(0)[None]
+        clear = np.asarray((np.abs(stacked - 0.5) > 1e-5).all(0))[None]
         np.testing.assert_array_equal(moved[turned(clear)], turned(plain)[turned(clear)])
 
 

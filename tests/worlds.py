@@ -50,7 +50,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, codes: str = "RAS") 
     turn = orientations.ornt_transform(
         orientations.io_orientation(image.affine), orientations.axcodes2ornt(codes)
     )
-    image = image.as_reoriented(turn)
+    image = image.as_reoriented(turn)  # pyright: ignore[reportArgumentType]
     image.set_sform(image.affine, 1)
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def system(space: Mapping[str, Any] = SPACE, **more: Any) -> Config:
         "dims": 3,
         "classes": 3,
         "folds": {"count": 2},
-        "patch": {"size": [16, 16, 8], "batch": 1, "per_case": 1},
+        "patch": {"size": [8, 8, 8], "batch": 2, "per_case": 2},
         "normalise": "zscore",
         **space,
         **more.pop("data", {}),

@@ -97,8 +97,9 @@ def operator(old: int, new: int, order: int) -> np.ndarray:
     if old == new:
         found = np.eye(old)
     else:
-        found = ndimage.zoom(
-            np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True
+        unit = np.eye(old)
+        found = np.asarray(
+            ndimage.zoom(unit, (new / old, 1), order=order, mode="nearest", grid_mode=True)
         )
     found.flags.writeable = False
     return found
