@@ -15,7 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from worlds import SPACE, data_set, system
+from worlds import affine_of, data_set, save, scan, system
 
 import pipeline as pl
 from pipeline import cli
@@ -196,6 +196,49 @@ def test_blocks_and_shards_give_the_bits_of_memory(
     assert sums(tmp_path / "soft", "*.npy") == sums(predicted / "soft", "*.npy")
 
 
+def test_what_is_large_for_its_model_goes_by_blocks(
+    run: Path, predicted: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of thick slices is small, what the model sees of it is not."""
+    options = ModelOptions(checkpoint=run, device="cpu")
+    monkeypatch.setattr("pipeline.data.normalise.WHOLE", 3 * 18 * 20 * 17)
+    found = pl.predict_files(options, data / "imagesTr", tmp_path, save_soft=True)
+    by_blocks = {row["id"] for row in found.rows if "blocks" in row}
+    assert by_blocks == {"c2", "c3", "c6", "c7"} & by_blocks
+    assert {"c3"} <= by_blocks < set(CASES)
+    for case in by_blocks:
+        np.testing.assert_array_equal(
+            labels(tmp_path / f"{case}.nii.gz"), labels(predicted / f"{case}.nii.gz")
+        )
+
+
+@pytest.mark.parametrize("codes", ["LPS", "SAR", "IPL"])
+def test_twins_get_twin_answers(codes: str, run: Path, tmp_path: Path) -> None:
+    """Through the commands: to rounding where it decides, else to the last voxel."""
+    affine = affine_of((1.0, 0.9, 1.7), 0.2)
+    array, _ = scan(50)
+    for name in ("RAS", codes):
+        save(tmp_path / "in" / f"{name}.nii.gz", array, affine, name)
+    predictor = pl.Predictor.load(run, device="cpu")
+    heads = {}
+    for name in ("RAS", codes):
+        path = tmp_path / "in" / f"{name}.nii.gz"
+        found = predictor.predict_heads(path)["main"]
+        own = nibabel.load(path).affine  # pyright: ignore
+        heads[name] = np.stack([in_ras(c, own) for c in found])
+        answer = predictor.predict(path)
+        np.testing.assert_array_equal(answer, found.argmax(0))
+    one, two = heads.values()
+    assert one.shape == (3, *array.shape)
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
+
+
+def in_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The array of a file with its axes in RAS."""
+    image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine)  # pyright: ignore
+    return np.asarray(nibabel.as_closest_canonical(image).dataobj)  # pyright: ignore
+
+
 def test_arrays_files_and_lone_models_have_one_answer(
     run: Path, predicted: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -291,6 +334,11 @@ def test_runs_of_two_spaces_are_fused_on_the_grid_of_the_file(
         clear = ordered[-1] - ordered[-2] > 1e-5
         answer = labels(tmp_path / "f" / f"{case}.nii.gz")
         np.testing.assert_array_equal(answer[clear], mean.argmax(0)[clear])
+    with pytest.MonkeyPatch.context() as patch:  # as volumes that do not fit in memory
+        patch.setattr("pipeline.workflows.fuse.WHOLE", 1)
+        pl.fuse_predictions(members, tmp_path / "s", save_soft=True)
+    assert sums(tmp_path / "s", "c?.nii.gz") == sums(tmp_path / "f", "c?.nii.gz")
+    assert sums(tmp_path / "s" / "soft", "*.npy") == sums(tmp_path / "f" / "soft", "*.npy")
     votes = pl.fuse_predictions(members, tmp_path / "v", fusion="vote")
     assert (sorted(votes.done), votes.failed) == (CASES, {})
 
