@@ -614,6 +614,7 @@ class CasePropertiesJson(TypedDict):
     scale_notes: list[str]
     outside: dict[str, Annotated[list[str], Rule(lambda value: len(value) == 2, "of two texts")]]
     grids: dict[str, StoredGrid | dict[str, Any]]
+    space: NotRequired[Space | None]
 
 
 class KnownProperties(TypedDict):

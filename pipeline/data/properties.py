@@ -309,7 +309,9 @@ def _known_properties(path: Path, key: Mapping[str, Any], case: Case) -> CasePro
             role: [{**s, "path": str(p)} for s, p in zip(key["files"][role], paths, strict=True)]
             for role, paths in files_by_role(case).items()
         }
-        return dataclasses.replace(_properties_from(document["facts"]), files=paths)
+        found = dataclasses.replace(_properties_from(document["facts"]), files=paths)
+        assert found.model_space  # ValueError where it is none
+        return found
     except (files.FileError, KeyError, ValueError):
         return None
 

@@ -197,6 +197,20 @@ def _new_path(folder: Path, head: str, case_id: str) -> Path:
     return (folder if head == MAIN else folder / head) / f"{case_id}.npy"
 
 
+def as_stored(soft: SoftPrediction) -> SoftPrediction:
+    """The prediction with the precision that it has on disk.
+
+    Args:
+        soft: a prediction in memory.
+
+    Returns:
+        The same with heads rounded to the type that is saved, float32.
+    """
+    dtype = soft.meta.rules.soft_type
+    heads = {n: np.asarray(h).astype(dtype).astype(np.float32) for n, h in soft.heads.items()}
+    return replace(soft, heads=heads)
+
+
 def _typed(array: LazyArray, dtype: np.dtype) -> np.ndarray | Rows:
     """The array in another number type, as it is sliced where the array is."""
     if isinstance(array, np.ndarray):
@@ -301,6 +315,8 @@ def _space(path: Path, found: Mapping[str, Any], size: tuple[int, ...]) -> Model
     space = from_record(found["space"])
     if space.sizes is not None and space.sizes != size:
         raise ValueError(f"space is of {space.sizes} voxels, the array has {size}")
+    if len(space.alignment.axes or size) != len(size):
+        raise ValueError(f"space has {len(space.alignment.axes)} axes, the array {len(size)}")
     return space
 
 

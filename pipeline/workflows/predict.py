@@ -249,7 +249,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         size = space.size(shape)
         tiles = job.predictor.tiles(size)
         parts = blocks_of(job, case, size, tiles) if by_blocks else None
-        streams = parts is not None and is_streamed(job, given)
+        streams = parts is not None and is_streamed(job, given, size)
         if streams and which is None and TASKS[job.config.task].decides:
             postprocess.check_memory(job.config.postprocess, channels_of(job), shape)
         if parts is not None:
