@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import config, documents, files
+from pipeline.config.numbers import entries
 from pipeline.data import normalise
+from pipeline.data.prepare import prepared
 from pipeline.data.properties import (
     READ_ONLY,
     CaseProperties,
@@ -67,7 +69,9 @@ class CachedCase:
 
     case: Case
     image: Volume
-    """``(C, *S)`` as its file has it; float64 as float32. Not normalised."""
+    """``(C, *S)`` as its file has it; float64 as float32. Not normalised, but float32 with its mask
+    (:func:`pipeline.data.prepare.prepared`) where the normalisation needs that.
+    """
     targets: Mapping[str, Volume]
     """Targets by role: labels and masks ``(1, *S)`` in the smallest integer type, images
     ``(C, *S)``.
@@ -124,8 +128,10 @@ def build(
     Raises:
         UserError: where a case has problems, a file changed since it was examined, or the folder is
             read-only.
+        ConfigError: where the normalisation lacks numbers (:mod:`pipeline.data.resolve`).
         DiskError: where the disk certainly cannot hold the arrays.
     """
+    normalise.require_numbers(settings.data.normalise)
     pairs = list(zip(cases, properties, strict=True))
     with writable(folder):
         text = require_room(cases, properties, settings, folder)
@@ -178,7 +184,8 @@ def _array_bytes(
     if role != "image" and kind in MASKED:
         return math.prod(shape[1:]) * label_dtype(target_rules(settings.data, kind)).itemsize
     dtype = np.dtype(props.dtypes[role])
-    return math.prod(shape) * (4 if dtype == np.float64 else dtype.itemsize)
+    prepares = role == "image" and normalise.needs_preparing(settings.data.normalise)
+    return math.prod(shape) * (4 if prepares or dtype == np.float64 else dtype.itemsize)
 
 
 def _file_size(path: Path) -> int:
@@ -259,7 +266,15 @@ def _cache_key(case: Case, props: CaseProperties, settings: config.Config) -> di
         "binarise": binarise_rule(data),
     }
     labels = rules if set(MASKED) & set(kinds.values()) else {}
-    return {"format": FORMAT, "content": props.content, "files": stamps, "targets": kinds, **labels}
+    masked = [normalise.is_masked(entry) for entry in entries(data.normalise)]
+    return {
+        "format": FORMAT,
+        "content": props.content,
+        "files": stamps,
+        "targets": kinds,
+        **labels,
+        **({"masked": masked} if any(masked) else {}),
+    }
 
 
 def missing_cases(
@@ -399,11 +414,14 @@ def _write_volumes(
     case: Case, props: CaseProperties, settings: config.Config, folder: Path
 ) -> dict[str, Volume]:
     """Decode the files of a case and write its arrays."""
-    image, _ = load_image(case, settings.data.dims)
+    data = settings.data
+    image, _ = load_image(case, data.dims)
     if content_hash(image) != props.content:
         raise UserError(
             f"{case.image[0]}: changed while it was being prepared. Run the command again."
         )
+    if props.scale is not None:
+        image = np.asarray(prepared(data.normalise, props.scale, image, clip=False))
     volumes = {"image": save(folder / f"{file_name(case.id)}.image.npy", image)}
     for role in case.targets:
         volumes[role] = save(

@@ -30,7 +30,7 @@ def mask_of(array: LazyArray) -> np.ndarray:
     for first, end in slabs(array):
         for channel in array[:, first:end]:
             found[first:end] |= channel != 0
-    return found if found.all() else ndimage.binary_fill_holes(found)
+    return found if found.all() else np.asarray(ndimage.binary_fill_holes(found))
 
 
 @dataclass(slots=True)

@@ -664,23 +664,22 @@ def unit(method: Normalisation, array: np.ndarray) -> np.ndarray:
     return np.clip((array - np.float32(start)) / np.float32(end - start), 0, 1)
 
 
-def image_problem(method: Normalisation) -> str | None:
+def image_problem(entry: NamedOptions) -> str | None:
     """Whether a normalisation can serve a system of images, whose targets it normalises, too.
 
     Args:
-        method: name in NORMALISE and options, or one for each channel.
+        entry: name in NORMALISE and options.
 
     Returns:
         What is wrong and the way out; None where it can.
     """
-    for where, entry in _located(method):
-        if not NORMALISE[entry.name].of_images or is_masked(entry):
-            what = f"{entry.name!r} with mask" if is_masked(entry) else repr(entry.name)
-            return (
-                f"{where}: {what} gives intensities without a range, but losses and metrics of task"
-                " image need black and white. Use range, percentile, rescale or rgb."
-            )
-    return None
+    if NORMALISE[entry.name].of_images and not is_masked(entry):
+        return None
+    what = f"{entry.name!r} with mask" if is_masked(entry) else repr(entry.name)
+    return (
+        f"{what} gives intensities without a range, but losses and metrics of task image need black"
+        " and white. Use range, percentile, rescale or rgb."
+    )
 
 
 # --- what is done before an array is resampled or kept (prepare.py) -------------------------------

@@ -220,7 +220,7 @@ def joined(parts: Sequence[IntensityScale]) -> IntensityScale:
         IntensityScale(low=(0.0, 2.0), high=(9.0, 3.0), to=(0.0, 1.0), clip=True, ranges=())
     """
     channels = [part.channels(1)[0] for part in parts]
-    lows, highs = (tuple(channel[n] for channel in channels) for n in (0, 1))
+    lows, highs = tuple(low for low, _, _ in channels), tuple(high for _, high, _ in channels)
     ranges = tuple(how for _, _, how in channels)
     if len(set(ranges)) == 1 and ranges[0].window is None:
         return IntensityScale(low=lows, high=highs, to=ranges[0].to, clip=ranges[0].clip)

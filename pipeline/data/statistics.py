@@ -102,13 +102,20 @@ class Moments:
         if not values.size:
             return
         mean = float(values.mean(dtype=np.float64))
-        count, step = self.count + values.size, mean - self.mean
-        self.squares += (
-            float(values.var(dtype=np.float64)) * values.size
-            + step**2 * self.count * values.size / count
-        )
-        self.mean += step * values.size / count
-        self.count = count
+        self.merge(values.size, mean, float(values.var(dtype=np.float64)) * values.size)
+
+    def merge(self, count: int, mean: float, squares: float) -> None:
+        """Merge the moments of further values.
+
+        Args:
+            count: how many, at least 1.
+            mean: theirs.
+            squares: sum of their squared differences from it.
+        """
+        total, step = self.count + count, mean - self.mean
+        self.squares += squares + step**2 * self.count * count / total
+        self.mean += step * count / total
+        self.count = total
 
     @property
     def deviation(self) -> float:

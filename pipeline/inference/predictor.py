@@ -23,6 +23,7 @@ from pipeline import limits, postprocess
 from pipeline.config import Config
 from pipeline.data import normalise, reading
 from pipeline.data.model_space import space_of
+from pipeline.data.prepare import prepared
 from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import backends, devices
@@ -279,7 +280,7 @@ class Predictor:
             array: ``(C, *S)`` in model space.
 
         Returns:
-            The array with its normalisation, and warnings about it.
+            The array with its normalisation, masked where that needs it, and warnings about it.
 
         Raises:
             FileError: the normalisation would clip most of the image.
@@ -288,7 +289,7 @@ class Predictor:
         if problem := normalise.problem_of(options, array):
             raise FileError(name, *problem)
         scale, notes = normalise.fit_with_notes(options, array)
-        return Source(array=array, scale=scale), notes
+        return Source(array=prepared(options, scale, array, clip=False), scale=scale), notes
 
     def tiles(self, size: Sequence[int]) -> Tiling:
         """The tiling of a case.

@@ -272,7 +272,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
             name: space.to_file(head, work and work / f"{name}.npy") for name, head in heads.items()
         }
         soft = SoftPrediction(
-            case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source)
+            case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source, given)
         )
         image = None if streams or len(shape) != 2 else np.asarray(given[:])
         if job.save_soft:
@@ -315,13 +315,13 @@ def _predict_in_memory(job: PredictJob, source: Source, tiles: Tiling) -> Mappin
         return job.predictor.heads_of(source, advance)
 
 
-def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
+def _meta(job: PredictJob, case: Case, source: Source, given: LazyArray) -> SoftMeta:
     """The record that is stored with probabilities."""
     return SoftMeta(
         task=job.config.task,
         suffix=files.suffix(case.image[0]),
         scale=source.scale,
-        dtype=str(source.array.dtype),
-        channels=len(source.array),
+        dtype=str(given.dtype),
+        channels=len(given),
         image=tuple(str(p.absolute()) for p in case.image),
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import limits
-from pipeline.config import Config, ConfigError, Problem
-from pipeline.data import cache, checks, folds, world
+from pipeline.config import Config, ConfigError, Problem, numbers
+from pipeline.data import cache, checks, folds, resolve, world
 from pipeline.data import cases as case_finder
 from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
@@ -171,6 +171,29 @@ def check_names(
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
     return channels[0], TASKS[config.task].channels(config, channels[0])
+
+
+def with_numbers(config: Config, found: Examined, start: Start) -> tuple[Config, Examined]:
+    """Put the numbers that the normalisation takes from the data into config and properties.
+
+    Of a run that goes on they are those of the run.
+
+    Args:
+        config: the user's config.
+        found: the cases, of one number of channels.
+        start: the run.
+
+    Returns:
+        The config, and the cases with complete scales.
+
+    Raises:
+        UserError: where the run's config cannot be read, or no foreground was found.
+    """
+    if start.continues:
+        config = numbers.filled(config, start.run.config())
+    config = resolve.resolved(config, found.properties)
+    properties = [case_properties.completed(p, config) for p in found.properties]
+    return config, found._replace(properties=properties)
 
 
 def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
