@@ -523,7 +523,23 @@ def fit_with_notes(method: Normalisation, array: LazyArray) -> Fitted:
         return bind(NORMALISE, method, "data.normalise", given=("array",))(array=array)
     if problem := channel_problem(method, array):
         raise ConfigError(f"the image {problem[0]}. {problem[1]}.")
-    whole, scales, notes = Whole(array), list[IntensityScale](), list[str]()
+    return fit_channels(method, Whole(array))
+
+
+def fit_channels(method: Sequence[NamedOptions], whole: Whole) -> Fitted:
+    """Fit one entry to each channel.
+
+    Args:
+        method: as many entries as channels.
+        whole: the array, which keeps its mask where an entry asks for it.
+
+    Returns:
+        Scale and warnings.
+
+    Raises:
+        ConfigError: as of :func:`fit_with_notes`.
+    """
+    scales, notes = list[IntensityScale](), list[str]()
     for n, (where, entry) in enumerate(_located(method)):
         fitted = bind(NORMALISE, entry, where, given=("array",))(array=Channel(whole, n))
         scales.append(fitted[0])

@@ -10,14 +10,19 @@ import numpy as np
 from pipeline.config import numbers
 from pipeline.config.numbers import Normalisation
 from pipeline.data import normalise
-from pipeline.data.nonzero import mask_of
+from pipeline.data.nonzero import Whole, mask_of
 from pipeline.data.scales import IntensityScale, clipped, joined, parts
 from pipeline.files import LazyArray, Rows
 from pipeline.records import NamedOptions
 
 
 def prepared(
-    method: Normalisation, scale: IntensityScale, array: LazyArray, *, clip: bool
+    method: Normalisation,
+    scale: IntensityScale,
+    array: LazyArray,
+    *,
+    clip: bool,
+    mask: np.ndarray | None = None,
 ) -> LazyArray:
     """An array before it is resampled, or cached: clipped in its own units, and masked.
 
@@ -31,6 +36,7 @@ def prepared(
         array: ``(C, *S)``, in memory or read as it is sliced. Masks are then found slab by slab and
             held, one byte a voxel.
         clip: also clip channels that the scale clips.
+        mask: :func:`pipeline.data.nonzero.mask_of` of the array, where it is known.
 
     Returns:
         ``(C, *S)`` float32, in memory where the array was; the array itself where nothing is to be
@@ -51,7 +57,8 @@ def prepared(
     ]
     if all(plan == (None, None) for plan in plans):
         return array
-    mask = mask_of(array) if any(mean is not None for _, mean in plans) else None
+    if mask is None and any(mean is not None for _, mean in plans):
+        mask = mask_of(array)
 
     def make(first: int, end: int) -> np.ndarray:
         rows = array[:, first:end]
@@ -65,6 +72,31 @@ def prepared(
     if isinstance(array, np.ndarray):
         return make(0, array.shape[1])
     return Rows(array.shape, np.dtype(np.float32), make)
+
+
+def fitted(
+    method: Normalisation, array: LazyArray, *, clip: bool = False
+) -> tuple[IntensityScale, tuple[str, ...], LazyArray]:
+    """Fit a normalisation and prepare the array, so that a mask is found once.
+
+    Args:
+        method: one entry, or one for each channel.
+        array: ``(C, *S)``, in memory or read as it is sliced.
+        clip: as of :func:`prepared`.
+
+    Returns:
+        Scale, warnings for the user, and what :func:`prepared` gives.
+
+    Raises:
+        ConfigError: as of :func:`pipeline.data.normalise.fit_with_notes`.
+    """
+    if not normalise.needs_preparing(method):
+        scale, notes = normalise.fit_with_notes(method, array)
+        return scale, notes, prepared(method, scale, array, clip=clip)
+    whole = Whole(array)
+    each = [method] * len(array) if isinstance(method, NamedOptions) else method
+    scale, notes = normalise.fit_channels(each, whole)
+    return scale, notes, prepared(method, scale, array, clip=clip, mask=whole.mask)
 
 
 def with_entries(

@@ -23,7 +23,7 @@ from pipeline import limits, postprocess
 from pipeline.config import Config
 from pipeline.data import normalise, reading
 from pipeline.data.model_space import space_of
-from pipeline.data.prepare import prepared
+from pipeline.data.prepare import fitted
 from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import backends, devices
@@ -288,8 +288,8 @@ class Predictor:
         options = self.config.data.normalise
         if problem := normalise.problem_of(options, array):
             raise FileError(name, *problem)
-        scale, notes = normalise.fit_with_notes(options, array)
-        return Source(array=prepared(options, scale, array, clip=False), scale=scale), notes
+        scale, notes, ready = fitted(options, array)
+        return Source(array=ready, scale=scale), notes
 
     def tiles(self, size: Sequence[int]) -> Tiling:
         """The tiling of a case.

@@ -120,14 +120,14 @@ def normalisation(config: Config, channels: int | None) -> Iterator[Problem]:
     Yields:
         At most one error for each entry.
     """
-    method = config.data.normalise
+    method, key = config.data.normalise, "data.normalise"
     if isinstance(method, NamedOptions):
-        yield from _normalisation(config, "data.normalise", method, channels or 1)
+        yield from _normalisation(config, method, channels or 1)
         return
     found = [
-        problem
+        Problem(f"{key}.{n}{problem.text.removeprefix(key)}", (f"{key}.{n}",))
         for n, entry in enumerate(method)
-        for problem in _normalisation(config, f"data.normalise.{n}", entry, 1)
+        for problem in _normalisation(config, entry, 1)
     ]
     if channels not in (None, len(method)):
         text = (
@@ -138,10 +138,9 @@ def normalisation(config: Config, channels: int | None) -> Iterator[Problem]:
     yield from found
 
 
-def _normalisation(
-    config: Config, where: str, part: NamedOptions, channels: int
-) -> Iterator[Problem]:
+def _normalisation(config: Config, part: NamedOptions, channels: int) -> Iterator[Problem]:
     """Try one entry."""
+    where = "data.normalise"
     bound = list(tried(where, part, lambda: normalise.check(part)))
     yield from bound
     if bound:
