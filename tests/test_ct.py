@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import TINY, examples, sheets
+from documents import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import run_predict
@@ -330,3 +331,23 @@ def test_without_foreground_ct_says_what_to_do(scans: Path, tmp_path: Path) -> N
         resolve.resolved(config, facts)
     assert go(data, tmp_path / "run", "--dry-run") == 2
     assert normalise.needs_preparing(config.data.normalise)
+
+
+@pytest.mark.parametrize(
+    ("method", "warns"),
+    [("percentile", True), ("[zscore, ct]", True), (METHOD.partition("=")[2], False)],
+)
+def test_a_channel_called_ct_is_normalised_as_one(
+    method: str, warns: bool, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scans, data)
+    names = {"channel_names": {"0": "ct ", "1": "MRI"}, "file_ending": ".nii.gz"}
+    files.write_json(data / "dataset.json", names)
+    assert go(data, tmp_path / "run", "--dry-run", method=f"data.normalise={method}") == 0
+    assert ("calls channel 0 CT, but data.normalise" in capsys.readouterr().out) == warns
+
+
+def test_the_page_names_every_normalisation() -> None:
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert [name for name in normalise.NORMALISE if f"\n| `{name}`" not in page] == []

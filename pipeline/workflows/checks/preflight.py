@@ -243,6 +243,7 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
         *world.faults(properties, found.train, root, start.continues),
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
+        *_other_scans(config, root),
     ]
     return Examined(found.train, properties, found.layout, len(found.test)), grouped(
         faults, found.train
@@ -321,6 +322,30 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
         yield fault(
             f"names classes up to {max(names)}, but data.classes is {data.classes}",
             f"Set data.classes={max(names) + 1}",
+        )
+
+
+def _other_scans(config: Config, root: Path) -> Iterator[Fault]:
+    """Warn where a dataset.json calls a channel CT, and it is normalised by itself.
+
+    Hounsfield units mean the same in every scan.
+    """
+    names = case_finder.channel_names(root)
+    method = numbers.entries(config.data.normalise)
+    each = method * len(names) if len(method) == 1 else method
+    scans = [
+        n
+        for n, (name, entry) in enumerate(zip(names, each, strict=False))
+        if name.strip().lower() == "ct" and entry.name not in ("ct", "range", "none")
+    ]
+    if scans and TASKS[config.task].decides:
+        yield Fault(
+            path=root / "dataset.json",
+            problem=f"calls channel {', '.join(map(str, scans))} CT, but data.normalise"
+            f" {each[scans[0]].name!r} takes the scale of each image from itself",
+            suggestion="To keep Hounsfield units apart set data.normalise=ct, or ct for that"
+            " channel of a list",
+            severity="warning",
         )
 
 
