@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from conftest import examples
+from conftest import examples, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -32,6 +32,7 @@ from pipeline.inference.members import _same_scale
 from pipeline.inference.models import CheckpointError, load_model
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.records import NamedOptions
+from pipeline.scoring import baselines
 
 CT = {"low": -80.0, "high": 310.5, "mean": 101.25, "std": 47.5}
 
@@ -112,7 +113,7 @@ def images(draw: st.DrawFn) -> np.ndarray:
     return image
 
 
-@settings(max_examples=examples(60))
+@settings(max_examples=examples(40))
 @given(images(), st.data())
 def test_every_mixture_of_channels_follows_the_rules(
     image: np.ndarray, data: st.DataObject
@@ -268,6 +269,17 @@ def test_a_scale_of_other_channels_is_refused() -> None:
         scale.apply(np.zeros((3, 3, 3)))
 
 
+def test_a_channel_is_sliced_like_an_array() -> None:
+    image = np.random.default_rng(0).integers(0, 9, (3, 6, 5, 4))
+    for whole in (image, lazy(image)):
+        one = nonzero.Channel(nonzero.Whole(whole), 1)
+        assert (one.shape, len(one)) == ((1, 6, 5, 4), 1)
+        np.testing.assert_array_equal(one[:], image[1:2])
+        np.testing.assert_array_equal(one[0], image[1])
+        np.testing.assert_array_equal(one[:, 2:5], image[1:2, 2:5])
+        np.testing.assert_array_equal(one[:, 2:5, 1:, :2], image[1:2, 2:5, 1:, :2])
+
+
 def test_unit_of_each_channel() -> None:
     method = (entry("rescale", to=[-1, 1]), entry("rgb"))
     array = np.array([[[-1.0, 0.0, 1.0]], [[0.0, 0.5, 1.2]]])
@@ -390,3 +402,12 @@ def test_another_number_of_channels_is_named() -> None:
     with pytest.raises(ConfigError, match="has 3 channels"):
         normalise.fit(method, np.zeros((3, 2, 2), np.uint8))
     assert issubclass(FileError, Exception)
+
+
+@pytest.mark.parametrize("method", ["none", f"{{name: ct, options: {CT}}}"])
+def test_the_best_threshold_is_found_without_a_range(
+    method: str, surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = configs.load(tiny, [f"data.root={surfaces}", f"data.normalise={method}"])
+    found = baselines.of_labels(config, opened(surfaces, config, tmp_path / "store"))
+    assert found["best global threshold"]["dice"] > 0.8

@@ -70,16 +70,16 @@ class Channel:
         return 1
 
     def __getitem__(self, key: Any, /) -> np.ndarray:
-        """The channel's rows; as of :class:`pipeline.files.Rows`.
+        """Part of the channel, as of the whole array.
 
         Args:
-            key: a slice of channels, and of rows.
+            key: of channels (there is one), then of each axis that is to be cut.
 
         Returns:
-            ``(1, rows, ...)``.
+            ``(1, rows, ...)`` for a slice of channels.
         """
-        _, rows = key if isinstance(key, tuple) else (key, slice(None))
-        return self.whole.array[self.number : self.number + 1, rows]
+        channel, *rest = key if isinstance(key, tuple) else (key,)
+        return self.whole.array[(slice(self.number, self.number + 1), *rest)][channel]
 
 
 def inside(array: LazyArray) -> np.ndarray:
