@@ -289,13 +289,26 @@ class Space(TypedDict):
     spacing: list[float] | None
 
 
+Pair = Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
+"""Two numbers, such as a numerator and a denominator."""
+
+
+class ChannelRangeJson(TypedDict):
+    """:class:`pipeline.data.scales.ChannelRange` as JSON."""
+
+    to: Pair
+    clip: bool
+    window: NotRequired[Pair | None]
+
+
 class Scale(TypedDict):
-    """:class:`pipeline.data.normalise.IntensityScale` as JSON."""
+    """:class:`pipeline.data.scales.IntensityScale` as JSON."""
 
     low: list[float]
     high: list[float]
-    to: Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
+    to: Pair
     clip: bool
+    ranges: NotRequired[list[ChannelRangeJson]]
 
 
 class GeometryJson(TypedDict):
@@ -306,8 +319,6 @@ class GeometryJson(TypedDict):
     notes: NotRequired[list[str]]
 
 
-Pair = Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
-"""Two numbers, such as a numerator and a denominator."""
 Row = Annotated[list[float | None], Rule(lambda value: len(value) == 4, "of four numbers")]
 """Row of an affine."""
 
@@ -594,6 +605,17 @@ class StoredGrid(TypedDict):
     spacing: NotRequired[list[float] | None]
 
 
+class IntensitiesJson(TypedDict):
+    """:class:`pipeline.data.intensities.Intensities` as JSON."""
+
+    count: Size
+    mean: float
+    squares: float
+    start: float
+    step: float
+    counts: list[Size]
+
+
 class CasePropertiesJson(TypedDict):
     """:class:`pipeline.data.properties.CaseProperties` as JSON."""
 
@@ -615,6 +637,7 @@ class CasePropertiesJson(TypedDict):
     outside: dict[str, Annotated[list[str], Rule(lambda value: len(value) == 2, "of two texts")]]
     grids: dict[str, StoredGrid | dict[str, Any]]
     space: NotRequired[Space | None]
+    intensities: NotRequired[list[IntensitiesJson]]
 
 
 class KnownProperties(TypedDict):

@@ -258,15 +258,15 @@ def test_a_server_of_spaced_pictures_refuses_what_has_no_spacing(
     predictor = pl.Predictor.load(run, device="cpu")
     answer = predictor.predict(tmp_path / "c1.tif")
     np.testing.assert_array_equal(predictor.predict(array, spacing=(0.9, 0.9)), answer)
+    job = serve.PredictJob(
+        predictor=serve.predict.prepare(ModelOptions(checkpoint=run, device="cpu")),
+        output=Path(),
+    )
     for call in (
         lambda: predictor.predict(array),
         lambda: predictor.predict(tmp_path / "c1.png"),
         lambda: serve.predict_file(job, tmp_path / "c1.png", tmp_path / "out"),
     ):
-        job = serve.PredictJob(
-            predictor=serve.predict.prepare(ModelOptions(checkpoint=run, device="cpu")),
-            output=Path(),
-        )
         with pytest.raises(UserError, match="spacing=") as error:
             call()
         assert "data.spacing is [1.0, 1.0]" in str(error.value)

@@ -123,7 +123,7 @@ def test_the_scores_of_a_run_are_those_of_its_answers(run: Path, data: Path) -> 
 def test_runs_of_two_spaces_share_a_store(
     run: Path, other: tuple[Path, dict[str, str], dict[str, str]], data: Path, tmp_path: Path
 ) -> None:
-    """None disturbs the other: the first run's arrays stay, and a run alone has the same weights."""
+    """The first run's arrays stay, and a run alone has the same weights."""
     _, before, after = other
     assert len(before) == 16
     assert {k: after[k] for k in before} == before

@@ -141,6 +141,30 @@ def class_names(root: Path) -> dict[int, str]:
     return {value: name if count[name] == 1 else f"{name} ({value})" for value, name in found}
 
 
+def channel_names(root: Path) -> tuple[str, ...]:
+    """Names of the channels in an nnU-Net ``dataset.json``.
+
+    Args:
+        root: folder of the data set.
+
+    Returns:
+        Names in the order of the channels; empty where there is no usable file.
+    """
+    try:
+        document = files.read_json(root / "dataset.json")
+    except files.FileError:
+        return ()
+    names = (
+        document.get("channel_names", document.get("modality"))
+        if isinstance(document, dict)
+        else None
+    )
+    if isinstance(names, dict):
+        known = sorted((int(key), name) for key, name in names.items() if key.isdecimal())
+        names = [name for _, name in known]
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
 def _named_class(key: str, value: object) -> tuple[int, str] | None:
     """Value and name of one entry of ``labels``.
 

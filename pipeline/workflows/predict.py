@@ -19,7 +19,7 @@ from pipeline import files, plugins, postprocess
 from pipeline.config import to_dict
 from pipeline.data import reading
 from pipeline.data.model_space import ModelSpace
-from pipeline.data.normalise import IntensityScale
+from pipeline.data.scales import IntensityScale
 from pipeline.data.spaces import space_of
 from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
