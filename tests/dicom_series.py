@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def write_series(
     Rows of ``directions`` are axes in LPS; ``step`` is the vector between slices, the normal times
     the spacing unless it is given.
     """
+    before = locale.setlocale(locale.LC_ALL)
     axes = np.eye(3) if directions is None else np.asarray(directions, float)
     step = axes[2] * spacing[2] if step is None else step
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,4 +59,5 @@ def write_series(
         made.append(folder / f"im{volume.shape[2] - k:03d}.dcm")
         writer.SetFileName(os.fspath(made[-1]))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # which GDCM changes
     return made

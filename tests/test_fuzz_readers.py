@@ -4,6 +4,7 @@ says something.
 
 from __future__ import annotations
 
+import locale
 import random
 import resource
 import shutil
@@ -166,8 +167,10 @@ def test_dicom(tmp_path: Path, name: str, rng: random.Random) -> None:
     kept = data[:300] if rng.random() < 0.5 else b""
     path = tmp_path / "x.dcm"
     path.write_bytes(kept + seeds.damage_bytes(rng, data[len(kept) :]))
+    before = locale.setlocale(locale.LC_ALL)
     for dims in (3, 2):
         check(path, dims)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ an RAS+ affine, as those of NIfTI, so that one model takes both.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import locale
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,17 @@ def _toolkit(path: Path) -> Any:
     return SimpleITK
 
 
+@contextlib.contextmanager
+def _kept_locale() -> Iterator[None]:
+    """Restore the locale: GDCM may leave another one, in which text files are ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        if locale.setlocale(locale.LC_ALL) != before:
+            locale.setlocale(locale.LC_ALL, before)
+
+
 def _reader(sitk: Any, text: str) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
@@ -205,7 +218,7 @@ def _slice(path: Path) -> Slice:
     check_kind(path)
     check_elements(path)
     sitk = _toolkit(path)
-    with as_text(path) as text:
+    with as_text(path) as text, _kept_locale():
         reader = _reader(sitk, text)
         try:
             reader.ReadImageInformation()
@@ -292,7 +305,7 @@ def _numbers(text: str, count: int) -> list[float] | None:
 def _pixels(path: Path, part: Slice) -> np.ndarray:
     """Pixels ``(C, X, Y, Z)`` of one file."""
     sitk = _toolkit(path)
-    with as_text(part.path) as text:
+    with as_text(part.path) as text, _kept_locale():
         try:
             image = _reader(sitk, text).Execute()
         except RuntimeError as error:
