@@ -727,12 +727,6 @@ class Config:
                 "data.change",
             )
             require(
-                not self.data.has_space,
-                "data.change compares photographs pixel by pixel, and data.orientation, axes, crop"
-                " or spacing would change their grid. Leave those out.",
-                "data.change",
-            )
-            require(
                 "mask" not in self.targets,
                 "data.change makes a target called 'mask', and data.targets names files of it, too."
                 " Keep one.",
