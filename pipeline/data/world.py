@@ -122,7 +122,10 @@ def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
 
 
 def trained_on(
-    layout: str, properties: Sequence[CaseProperties], names: Mapping[int, str]
+    layout: str,
+    properties: Sequence[CaseProperties],
+    names: Mapping[int, str],
+    channels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the training data looked like, for ``Checkpoint.trained_on``.
 
@@ -130,10 +133,12 @@ def trained_on(
         layout: layout of the data set.
         properties: those of ``examine(cases, ...)``.
         names: names of the classes by label value.
+        channels: names of the image channels.
 
     Returns:
         ``layout``, ``family``, ``codes`` (both None where cases differ), ``spacing`` (median along
-        each axis in mm, None where not all have as many axes) and ``class_names``.
+        each axis in mm, None where not all have as many axes), ``class_names`` and, where channels
+        have names, ``channel_names``.
     """
     grids = [props.grids["image"] for props in properties if props.grids.get("image")]
     spacings = [g["spacing"] for g in grids if g.get("spacing")]
@@ -146,6 +151,7 @@ def trained_on(
             [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None
         ),
         "class_names": {str(value): name for value, name in names.items()},
+        **({"channel_names": list(channels)} if channels else {}),
     }
 
 

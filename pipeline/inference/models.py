@@ -160,7 +160,7 @@ def _require_own(path: Path, model: Checkpoint) -> None:
     normal = config.data.normalise
     try:
         normalise.check(normal)
-        wanted = TASKS[config.task].channels(config, model.channels[0])
+        wanted = TASKS[config.rules].channels(config, model.channels[0])
         outline = outlines.bounded(config.network, *model.channels, config.data.dims)
     except ConfigError as error:
         raise CheckpointError(
@@ -387,7 +387,7 @@ def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
 
 # --- the models of a run --------------------------------------------------------------------------
 
-ALIKE = ("data.normalise", "data.classes", "data.dims", "task", "network")
+ALIKE = ("data.normalise", "data.classes", "data.regions", "data.dims", "task", "network")
 """Config keys in which the networks of an ensemble agree."""
 
 

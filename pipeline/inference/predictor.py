@@ -263,7 +263,7 @@ class Predictor:
         ):
             heads = self.heads_of(source, advance)
         meta = SoftMeta(
-            task=self.config.task,
+            task=self.config.rules,
             scale=source.scale,
             dtype=str(image.array.dtype),
             channels=len(image.array),
@@ -350,7 +350,9 @@ class Predictor:
                 if wanted > have
                 else ""
             )
-            problem = f"has {have} channels, the model takes {wanted}"
+            names = self.trained_on.get("channel_names")
+            named = f" ({', '.join(names)})" if names else ""
+            problem = f"has {have} channels, the model takes {wanted}{named}"
             raise FileError(name, problem, f"Give an image of {wanted} channels{together}")
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
@@ -406,7 +408,7 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     config = options.over(config)
     limits.of_prediction(config, paths[0])
     backends.check(options.backend, device_names[0], config.predict.norms)
-    if TASKS[config.task].decides:
+    if TASKS[config.rules].decides:
         postprocess.check(config.postprocess)
     if options.halo == "auto":
         config, text = with_halo(config, networks[0], header.channels[0])

@@ -151,5 +151,6 @@ def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) ->
 
 WRITERS: dict[str, Callable[[SoftPrediction, Target, Sequence[Path]], dict[str, Any]]] = {
     "labels": _write_labels,
+    "regions": _write_labels,
     "image": _write_image,
 }

@@ -130,7 +130,9 @@ def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
         done = job.folder / f"{cached.case.id}.scores.json"
         if not done.is_file():
             prediction = predict_stored(cached, config, predict_tile, job.device, advance)
-            softs.save(job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.task)))
+            softs.save(
+                job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.rules))
+            )
             files.write_json(done, score(config, prediction, cached, job.scoring))
         found = files.read_document(
             done, documents.CaseScores, "Remove it: the case is predicted and scored again"
@@ -201,7 +203,7 @@ def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
         Task, intensity scale, number type and channels.
     """
     return SoftMeta(
-        task=config.task,
+        task=config.rules,
         scale=cached.scale,
         dtype=str(cached.image.dtype),
         channels=cached.image.shape[0],

@@ -91,6 +91,7 @@ class Measure:
             metrics=tuple(metrics),
             ignore=data.ignore_label,
             classes=classes_of(data),
+            regions=data.unions,
             version=version,
         )
         return cls(data=data, rules=rules)
@@ -132,7 +133,7 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
     truth = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
     view = next(views(truth_of(truth, rules)))
     members = [np.asarray(softs.load_sound(folder, case.id).main) for folder in case.soft]
-    outputs = _Outputs(members, case.id)
+    outputs = _Outputs(members, case.id, independent=data.regions is not None)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = score_in(view, dataclasses.replace(truth, answer=outputs.of(candidate)), rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
@@ -144,8 +145,10 @@ class _Outputs:
     The arrays along the latest one's chain of steps are kept.
     """
 
-    def __init__(self, members: Sequence[np.ndarray], case_id: str) -> None:
-        self.members, self.case_id = members, case_id
+    def __init__(
+        self, members: Sequence[np.ndarray], case_id: str, independent: bool = False
+    ) -> None:
+        self.members, self.case_id, self.independent = members, case_id, independent
         self.chain: list[tuple[str, np.ndarray]] = []
 
     def of(self, candidate: Candidate) -> np.ndarray:
@@ -176,7 +179,8 @@ class _Outputs:
 
     def _fused(self, candidate: Candidate) -> np.ndarray:
         used = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
-        return fuse([m for m, _ in used], [w for _, w in used], candidate.fusion, self.case_id)[:]
+        arrays, weights = [m for m, _ in used], [w for _, w in used]
+        return fuse(arrays, weights, candidate.fusion, self.case_id, self.independent)[:]
 
 
 # --- all cases ------------------------------------------------------------------------------------
@@ -350,6 +354,8 @@ def _mark(case: CaseFiles, measure: Measure) -> str:
     ]
     if case.spacing is not None:
         mark.append(case.spacing)
+    if data.regions is not None:
+        mark.append(["regions", data.unions])
     return json.dumps(mark, sort_keys=True, default=list)
 
 

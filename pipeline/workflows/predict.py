@@ -202,8 +202,8 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
     config, names = to_dict(job.config), job.predictor.trained_on.get("class_names")
     summary = {
         "models": job.predictor.models,
-        "task": job.config.task,
-        **TASKS[job.config.task].facts(job.config),
+        "task": job.config.rules,
+        **TASKS[job.config.rules].facts(job.config),
         **({"class_names": names} if names else {}),
         "ignore_label": job.config.data.ignore_label,
         "backend": job.predictor.backend,
@@ -244,7 +244,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         tiles = job.predictor.tiles(size)
         parts = blocks_of(job, case, size, tiles) if by_blocks else None
         streams = parts is not None and is_streamed(job, given)
-        if streams and which is None and TASKS[job.config.task].decides:
+        if streams and which is None and TASKS[job.config.rules].decides:
             postprocess.check_memory(job.config.postprocess, channels_of(job), shape)
         if parts is not None:
             require_room_for_blocks(job, parts, which, space)
@@ -318,7 +318,7 @@ def _predict_in_memory(job: PredictJob, source: Source, tiles: Tiling) -> Mappin
 def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
     """The record that is stored with probabilities."""
     return SoftMeta(
-        task=job.config.task,
+        task=job.config.rules,
         suffix=files.suffix(case.image[0]),
         scale=source.scale,
         dtype=str(source.array.dtype),

@@ -96,7 +96,7 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
                 )
             found[case.id] = case
     for case_id in found:
-        for ending in TASKS[config.task].companions:
+        for ending in TASKS[config.rules].companions:
             if case_id + ending in found:
                 raise UserError(
                     f"{found[case_id + ending].image[0]} is called like a picture that is written"
@@ -122,7 +122,7 @@ def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
 
 def _names(job: PredictJob, case: Case) -> list[str]:
     """Files that the prediction of a case may be written to."""
-    return outputs.names(case.id, job.config.task, files.suffix(case.image[0]), job.save_soft)
+    return outputs.names(case.id, job.config.rules, files.suffix(case.image[0]), job.save_soft)
 
 
 LOOKED_AT = 1000
@@ -171,7 +171,7 @@ def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
 
     These are probabilities, and files that are not compressed.
     """
-    task, planes, voxels = TASKS[job.config.task], channels_of(job), math.prod(size)
+    task, planes, voxels = TASKS[job.config.rules], channels_of(job), math.prod(size)
     soft = planes * voxels * np.dtype(task.soft_type).itemsize if job.save_soft else 0
     plain = files.suffix(case.image[0]) in (".npy", ".nii")
     return soft + (voxels * task.bytes_per_voxel(planes, dtype) if plain else 0)
@@ -218,4 +218,4 @@ def channels_of(job: PredictJob) -> int:
     Returns:
         K, at least 1.
     """
-    return TASKS[job.config.task].channels(job.config, max(1, job.predictor.channels))
+    return TASKS[job.config.rules].channels(job.config, max(1, job.predictor.channels))

@@ -41,7 +41,7 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
     yield from _network_and_losses(config, known, channels is None)
     yield from trials.optimizer(config)
     yield from _metrics(config)
-    if TASKS[config.task].decides:
+    if TASKS[config.rules].decides:
         yield from _postprocess(config, known)
 
 
@@ -55,7 +55,7 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
     yield from extreme
     if not extreme:
         for text in postprocess.faults(
-            config.postprocess, TASKS[config.task].channels(config, channels), config.data.dims
+            config.postprocess, TASKS[config.rules].channels(config, channels), config.data.dims
         ):
             yield Problem(text, (text.partition(":")[0],))
 
@@ -91,13 +91,13 @@ def is_guessed(config: Config, channels: int) -> bool:
 
 def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:
     """The network, the losses on its heads, tile sizes and initial weights."""
-    ends = channels, TASKS[config.task].channels(config, channels)
+    ends = channels, TASKS[config.rules].channels(config, channels)
     network, found = trials.network(config, ends)
     # With guessed channels the fault may be the guess: try the other common number.
     if found and guessed and network is None:
         ends = (
             (1 if channels == 3 else 3),
-            TASKS[config.task].channels(config, 1 if channels == 3 else 3),
+            TASKS[config.rules].channels(config, 1 if channels == 3 else 3),
         )
         other, _ = trials.network(config, ends)
         network, found = (other, []) if other is not None else (network, found)
@@ -213,9 +213,11 @@ def _of_other_task(config: Config, part: NamedOptions, where: str) -> Iterator[P
             " data.change: {}, or remove it.",
             (where,),
         )
-    elif "probabilities" in entry.needs and config.data.classes != 2:
+    elif "probabilities" in entry.needs and TASKS[config.rules].channels(config, 1) != 1:
         yield Problem(
-            f"{where}: {part.name!r} is for task labels with data.classes: 2. Remove it.", (where,)
+            f"{where}: {part.name!r} is for task labels with data.classes: 2, or one region. Remove"
+            " it.",
+            (where,),
         )
 
 
@@ -267,7 +269,7 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
 def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     """A halo that leaves no multiple of the network's stride between two halos of a tile."""
     channels = shapes[0][0]
-    network = trials.outline(config, (channels, TASKS[config.task].channels(config, channels)))
+    network = trials.outline(config, (channels, TASKS[config.rules].channels(config, channels)))
     patch = (
         config.predict.patch if isinstance(config.predict.patch, tuple) else config.data.patch.size
     )
@@ -290,7 +292,7 @@ def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
 def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     """``predict.norms`` that the network or the tiles do not allow."""
     largest = max(shapes, key=lambda s: max(s[1:]))
-    channels = largest[0], TASKS[config.task].channels(config, largest[0])
+    channels = largest[0], TASKS[config.rules].channels(config, largest[0])
     network = trials.outline(config, channels)
     tiles = sliding_window.tiling(config, largest[1:])
     if tiles.count() == 1 or not receptive.tile_dependent(network):

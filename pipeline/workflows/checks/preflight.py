@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pipeline import limits
 from pipeline.config import Config, ConfigError, Problem
-from pipeline.data import cache, checks, folds, world
+from pipeline.data import cache, checks, described, folds, world
 from pipeline.data import cases as case_finder
 from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
@@ -34,6 +34,7 @@ NOTED = (
     "task",
     "data.dims",
     "data.classes",
+    "data.regions",
     "data.targets",
     "data.folders",
     "data.ignore_label",
@@ -168,9 +169,15 @@ def check_names(
         *entries.for_cases(config, properties),
     ]
     errors = [p.text for p in found if p.severity == "error"]
+    names = config.data.channel_names
+    if names is not None and len(names) != channels[0]:
+        errors.append(
+            f"data.channel_names names {len(names)} channels ({', '.join(names)}), the images have"
+            f" {channels[0]}. Name each, or set null."
+        )
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
-    return channels[0], TASKS[config.task].channels(config, channels[0])
+    return channels[0], TASKS[config.rules].channels(config, channels[0])
 
 
 def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
@@ -220,6 +227,7 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
         *world.faults(properties, found.train, root, start.continues),
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
+        *_other_regions(config, root),
     ]
     return Examined(found.train, properties, found.layout, len(found.test)), grouped(
         faults, found.train
@@ -272,8 +280,10 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
     """
     data, path = config.data, root / "dataset.json"
     names, ignored = case_finder.class_names(root), case_finder.ignore_label(root)
-    if not TASKS[config.task].decides or data.binarise is not None or not names:
+    if not TASKS[config.rules].decides or data.binarise is not None or not names:
         return
+    regions = described.regions(root)
+    largest = max(max(names), 0 if regions is None else regions.largest)
 
     def fault(problem: str, suggestion: str) -> Fault:
         return Fault(path=path, problem=problem, suggestion=suggestion, severity="warning")
@@ -283,22 +293,35 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
             f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is"
             f" {data.ignore_label}: it is not learned"
         )
-        yield fault(
-            problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}"
-        )
+        yield fault(problem, f"To learn it set data.ignore_label=null data.classes={largest + 1}")
     if ignored is not None and data.ignore_label != ignored and ignored < data.classes:
         problem = (
             f"calls {ignored} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned"
             " as a class"
         )
         yield fault(
-            problem, f"To ignore it set data.ignore_label={ignored} data.classes={max(names) + 1}"
+            problem, f"To ignore it set data.ignore_label={ignored} data.classes={largest + 1}"
         )
-    elif data.classes > max(names) + 1:
+    elif data.classes > largest + 1:
         yield fault(
-            f"names classes up to {max(names)}, but data.classes is {data.classes}",
-            f"Set data.classes={max(names) + 1}",
+            f"names classes up to {largest}, but data.classes is {data.classes}",
+            f"Set data.classes={largest + 1}",
         )
+
+
+def _other_regions(config: Config, root: Path) -> Iterator[Fault]:
+    """Warn where a dataset.json names regions and the config trains classes."""
+    found = described.regions(root)
+    if not TASKS[config.rules].decides or found is None or config.data.regions is not None:
+        return
+    names = ", ".join(f"{name} {list(values)}" for name, values in found.members.items())
+    yield Fault(
+        path=root / "dataset.json",
+        problem=f"names regions ({names}), but data.regions is null: label values are learned as"
+        " classes",
+        suggestion=f"To train regions set {found.snippet}",
+        severity="warning",
+    )
 
 
 def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:
