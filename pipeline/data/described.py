@@ -129,5 +129,5 @@ def regions(root: Path) -> DescribedRegions | None:
 def _values(given: object) -> tuple[int, ...]:
     """Label values above 0 of an entry; empty for everything else."""
     values = given if isinstance(given, list) else [given]
-    good = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-    return tuple(values) if good else ()
+    good = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
+    return tuple(good) if len(good) == len(values) else ()

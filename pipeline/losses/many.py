@@ -1,9 +1,9 @@
 """Losses of many classes with as few arrays of ``(B, K, *S)`` as can be.
 
 The usual formulas hold several: the one-hot target, products with it, and what the gradient needs
-of each. Here one is kept besides the logits, probabilities or their logarithms, and the target stays
-class numbers. Values are those of the usual formulas up to rounding, so that runs with few classes
-keep theirs to the last bit.
+of each. Here one is kept besides the logits, of probabilities or their logarithms, and the target
+stays class numbers. Values are those of the usual formulas up to rounding; few classes keep those,
+so that their bits do not change.
 """
 
 from __future__ import annotations

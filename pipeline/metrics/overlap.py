@@ -171,9 +171,7 @@ def over_counts(
     Returns:
         As :func:`over_classes`.
     """
-    binary = (
-        not several(classes) and max(maps[0].max(initial=0), maps[1].max(initial=0)) <= 1
-    )
+    binary = not several(classes) and max(maps[0].max(initial=0), maps[1].max(initial=0)) <= 1
     joint = None if binary else joint_counts(*maps)
     if joint is None:
 
@@ -191,9 +189,7 @@ def over_counts(
         else [c for c in classes if c != 0]
     )
     each = {
-        f"{name}_{c}": share(both[c], p[c], t[c])
-        if c < len(joint) and (p[c] or t[c])
-        else math.nan
+        f"{name}_{c}": share(both[c], p[c], t[c]) if c < len(joint) and (p[c] or t[c]) else math.nan
         for c in wanted
     }
     return {name: mean_of(each.values()), **each}

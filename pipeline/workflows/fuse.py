@@ -33,6 +33,7 @@ from pipeline.inference.fusion import fuse as fused_arrays
 from pipeline.inference.members import Reader, common_ids, looked_at, open_member
 from pipeline.inference.outputs import read_summary
 from pipeline.inference.writing import Target, suffix_of, write_answer
+from pipeline.metrics.names import from_json
 from pipeline.progress import progress
 from pipeline.records import Case, Member, NamedOptions, UserError
 from pipeline.runs import RunFolder
@@ -215,7 +216,11 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
             stop.raise_if_stopped()
             rows.append(
                 _fuse_case(
-                    case_id, (readers, weights, spec.fusion, alignments[case_id]), steps, job
+                    case_id,
+                    (readers, weights, spec.fusion, alignments[case_id]),
+                    steps,
+                    job,
+                    from_json(before.get("class_names")),
                 )
             )
             write()
@@ -429,6 +434,7 @@ def _fuse_case(
     members: tuple[Sequence[Reader], Sequence[float], str, Sequence[Alignment]],
     steps: Sequence[NamedOptions],
     job: EnsembleJob,
+    names: Mapping[int, str],
 ) -> dict[str, Any]:
     """Fuse, decide and write one case; return its row of summary.json."""
     readers, weights, fusion, alignments = members
@@ -456,7 +462,14 @@ def _fuse_case(
     size = tuple(soft.main.shape[1:])
     with files.scratch(job.output) as work:
         row = write_answer(
-            soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size), work=work)
+            soft,
+            Target(
+                output=job.output,
+                steps=steps,
+                image=_image(soft.meta, size),
+                work=work,
+                names=names,
+            ),
         )
     return {"id": case_id, "status": "done", "shape": list(size), **row}
 

@@ -28,6 +28,7 @@ from pipeline.inference.predictor import prepare
 from pipeline.inference.sliding_window import Source
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
+from pipeline.metrics.names import from_json
 from pipeline.progress import progress_steps
 from pipeline.records import Case, Geometry, UserError
 from pipeline.stopping import stop
@@ -278,7 +279,14 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         if job.save_soft:
             softs.save(job.output / "soft", soft)
         row |= write_answer(
-            soft, Target(output=job.output, steps=job.config.postprocess, image=image, work=work)
+            soft,
+            Target(
+                output=job.output,
+                steps=job.config.postprocess,
+                image=image,
+                work=work,
+                names=from_json(job.predictor.trained_on.get("class_names")),
+            ),
         )
     if parts is not None:
         blocks.remove(job.output, case.id)
