@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from pipeline import limits, losses, postprocess
 from pipeline.config import Config, Data, Problem, nearest
@@ -239,12 +239,24 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
     """
     shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
     yield from _for_sizes(config, shapes)
+    yield from _channel_names(config, {s[0] for s in shapes})
     parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
     without_unit = [
         f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")
     ]
     yield from _caught("metrics", lambda: worlds.require_millimetres(parts, without_unit))
+
+
+def _channel_names(config: Config, found: Collection[int]) -> Iterator[Problem]:
+    """Names of channels that are not as many as the images have."""
+    names = config.data.channel_names
+    if names is not None and len(found) == 1 and len(names) not in found:
+        yield Problem(
+            f"data.channel_names names {len(names)} channels ({', '.join(names)}), the images have"
+            f" {next(iter(found))}. Name each, or set null.",
+            ("data.channel_names",),
+        )
 
 
 def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:

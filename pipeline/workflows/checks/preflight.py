@@ -169,12 +169,6 @@ def check_names(
         *entries.for_cases(config, properties),
     ]
     errors = [p.text for p in found if p.severity == "error"]
-    names = config.data.channel_names
-    if names is not None and len(names) != channels[0]:
-        errors.append(
-            f"data.channel_names names {len(names)} channels ({', '.join(names)}), the images have"
-            f" {channels[0]}. Name each, or set null."
-        )
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
     return channels[0], TASKS[config.rules].channels(config, channels[0])
