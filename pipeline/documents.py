@@ -256,6 +256,43 @@ class MadeFrom(TypedDict):
     inputs: dict[str, list[list[Any]]]
 
 
+class AlignmentJson(TypedDict):
+    """:class:`pipeline.grid.Alignment` as JSON."""
+
+    axes: list[Index]
+    flips: list[Index]
+
+
+class CropJson(TypedDict):
+    """:class:`pipeline.data.model_space.Crop` as JSON."""
+
+    start: list[Index]
+    stop: list[Size]
+    size: list[Size]
+
+
+class ResamplingJson(TypedDict):
+    """:class:`pipeline.data.model_space.Resampling` as JSON."""
+
+    old: list[Size]
+    new: list[Size]
+    coarse: Index | None
+    coarse_back: Index | None
+    image: Index
+    labels: Index
+    back: Index
+    rule: str
+
+
+class Space(TypedDict):
+    """:class:`pipeline.data.model_space.ModelSpace` as JSON."""
+
+    alignment: AlignmentJson
+    crop: CropJson | None
+    resampling: ResamplingJson | None
+    spacing: list[float] | None
+
+
 class Scale(TypedDict):
     """:class:`pipeline.data.normalise.IntensityScale` as JSON."""
 

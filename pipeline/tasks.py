@@ -119,6 +119,18 @@ class Task(Protocol):
         """
         ...
 
+    def outside(self, channels: int, scale: IntensityScale | None) -> tuple[float, ...]:
+        """Values of the main head where the model saw nothing (``data.crop``).
+
+        Args:
+            channels: K.
+            scale: normalisation of the input (images).
+
+        Returns:
+            One value per channel: background, or the intensity 0.
+        """
+        ...
+
     def decide(
         self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
     ) -> np.ndarray:
@@ -191,6 +203,10 @@ class Labels:
     def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The main head only."""
         return {"main": self.activate(outputs["main"])}
+
+    def outside(self, channels: int, scale: IntensityScale | None) -> tuple[float, ...]:
+        """Background: probability 0 of one channel, 1 of the first of several."""
+        return (float(channels > 1), *(0.0,) * (channels - 1))
 
     def decide(
         self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
@@ -295,6 +311,12 @@ class Image:
             mode = "bilinear" if mask.ndim == 4 else "trilinear"
             mask = functional.interpolate(mask, main.shape[2:], mode=mode, align_corners=False)
         return {"main": main, "mask": mask}
+
+    def outside(self, channels: int, scale: IntensityScale | None) -> tuple[float, ...]:
+        """The intensity 0 on the scale of training."""
+        if scale is None:
+            return (0.0,) * channels
+        return tuple(float(v) for v in scale.apply(np.zeros((channels, 1), np.float32))[:, 0])
 
     def decide(
         self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"

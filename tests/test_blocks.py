@@ -634,24 +634,41 @@ def test_any_steps_by_slabs_give_what_memory_gives(
 
 
 def compare_by_slabs(
-    steps: Sequence[NamedOptions], soft: np.ndarray, work: Path, rows: int
+    steps: Sequence[NamedOptions],
+    soft: np.ndarray,
+    work: Path,
+    rows: int,
+    spacing: tuple[float, ...] | None = None,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 1)
         patch.setattr("pipeline.files.pixels.SLAB", rows * math.prod(soft.shape[2:]))
         labels = postprocess.apply(
-            steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work
+            steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work, spacing
         )
-        expected = postprocess.apply(steps, soft)
+        expected = postprocess.apply(steps, soft, spacing=spacing)
         assert (labels.shape, labels.dtype) == ((1, *expected.shape), expected.dtype)
         np.testing.assert_array_equal(labels[0], expected)
-        assert postprocess.statistics(labels) == postprocess.statistics(expected)
+        found, known = (postprocess.statistics(a, spacing) for a in (labels, expected))
+        assert found == known
 
 
-def test_a_lazy_array_needs_a_folder_for_steps_on_components() -> None:
-    lazy: Any = Rows((1, 3, 4, 4), np.float32, lambda a, b: np.ones((1, b - a, 4, 4), np.float32))
-    with pytest.raises(ValueError, match=r"'dust'.* work"):
-        postprocess.apply([NamedOptions(name="dust")], lazy)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_a_folder_probabilities_are_decided_by_slabs_into_memory(channels: int) -> None:
+    soft = np.random.default_rng(0).random((channels, 40, 9, 8)).astype(np.float32)
+    seen: list[int] = []
+
+    def make(first: int, end: int) -> np.ndarray:
+        seen.append(end - first)
+        return soft[:, first:end]
+
+    steps = [NamedOptions(name="dust", options={"below": 5})]
+    rows: Any = Rows(soft.shape, soft.dtype, make)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.postprocess.driver.SLAB", 4 * channels * 9 * 8 * 8)
+        found = postprocess.apply(steps, rows)
+    np.testing.assert_array_equal(found[:][0], postprocess.apply(steps, soft))
+    assert max(seen) == 8
 
 
 # --- limits of intensities ------------------------------------------------------------------------

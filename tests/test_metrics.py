@@ -502,10 +502,9 @@ def test_unknown_metrics_and_options_are_refused(part, words):
 def test_better_knows_every_metric_that_has_a_direction():
     parts_of_the_competition = {"toposcore", "voi_score"}
     parts_of_retouch = {"psnr_in", "psnr_out", "ssim_in", "ssim_out", "leak", "mask_dice"}
-    assert set(directions()) == {*METRICS, "loss", *parts_of_the_competition, *parts_of_retouch} - {
-        "components",
-        "retouch",
-    }
+    parts_of_lesions = {"lesion_precision", "lesion_recall"}
+    parts = {*parts_of_the_competition, *parts_of_retouch, *parts_of_lesions}
+    assert set(directions()) == {*METRICS, "loss", *parts} - {"components", "retouch"}
     assert [better(name) for name in ("val_loss", "dice", "val_dice_2", "hd95", "psnr")] == [
         "lower",
         "higher",
@@ -513,7 +512,7 @@ def test_better_knows_every_metric_that_has_a_direction():
         "lower",
         "higher",
     ]
-    for name in ("components", "val_betti_error_b0", "dise"):
+    for name in ("components", "val_betti_error_b0", "dise", "lesions_true", "volume_bias_1"):
         with pytest.raises(ConfigError, match=name):
             better(name)
 

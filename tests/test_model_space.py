@@ -12,7 +12,7 @@ from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.model_space import ModelSpace, Reorient
+from pipeline.data.model_space import ModelSpace
 from pipeline.files import Rows
 from pipeline.grid import Alignment
 
@@ -49,16 +49,16 @@ def test_there_are_48_ways_and_each_has_its_inverse() -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    ways=st.lists(st.sampled_from(WAYS), max_size=2),
+    way=st.sampled_from(WAYS),
     size=st.tuples(*[st.integers(1, 9)] * 3),
     kind=st.sampled_from(["uint8", "float32", "int16"]),
     channels=st.integers(1, 3),
 )
 def test_there_and_back_is_the_array(
-    ways: list[Any], size: tuple[int, int, int], kind: str, channels: int, tmp_path_factory: Any
+    way: Alignment, size: tuple[int, int, int], kind: str, channels: int, tmp_path_factory: Any
 ) -> None:
     array = (np.random.default_rng(0).random((channels, *size)) * 100).astype(kind)
-    space = ModelSpace(steps=tuple(Reorient(way) for way in ways))
+    space = ModelSpace(alignment=way)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 2)
         patch.setattr("pipeline.files.pixels.SLAB", 40)
@@ -83,7 +83,7 @@ def test_identity_costs_nothing() -> None:
 def test_rows_are_made_as_they_are_needed(tmp_path: Path) -> None:
     """Where the first axis stays nothing is read beforehand and no file is made."""
     seen: list[int] = []
-    space = ModelSpace(steps=(Reorient(Alignment(axes=(0, 2, 1), flips=(0, 2))),))
+    space = ModelSpace(alignment=Alignment(axes=(0, 2, 1), flips=(0, 2)))
     rows = space.to_model(lazy(np.zeros((1, 20, 3, 4)), seen), tmp_path / "x.npy")
     assert (seen, list(tmp_path.iterdir())) == ([], [])
     assert rows[:, 4:6].shape == (1, 2, 4, 3)

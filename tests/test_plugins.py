@@ -85,7 +85,7 @@ SETTINGS = [
         "data.augment=[invert, flip]",
     ),
     *(
-        "metrics=[{name: dice}, {name: volume_error}]",
+        "metrics=[{name: dice}, {name: volume_difference}]",
         "postprocess=[{name: threshold}, {name: drop_left, options: {column: 2}}]",
     ),
     "data.normalise={name: halves, options: {at: 200}}",
@@ -228,7 +228,7 @@ def users(folder: Path, surfaces: Path, out: Path) -> list[list[object]]:
         "tune",
         folder / "run",
         "--metric",
-        "volume_error",
+        "volume_difference",
         "--workers",
         2,
         "--out",

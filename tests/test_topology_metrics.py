@@ -332,7 +332,7 @@ def test_overlaps_are_counted_alike_in_pieces(monkeypatch):
     rng = np.random.default_rng(0)
     masks = rng.random((2, 12, 9, 7)) < 0.2
     whole = voi_of(*masks)
-    monkeypatch.setattr("pipeline.metrics.topology._CHUNK", 150)
+    monkeypatch.setattr("pipeline.metrics.segments.CHUNK", 150)
     assert voi_of(*masks) == pytest.approx(whole, rel=1e-12)
 
 

@@ -65,9 +65,10 @@ def names() -> Iterator[dict[str, Any]]:
 
 
 def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
-    found = pl.score(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), "volume_error", ignore_label=2)
-    assert found == {"volume_error": 0}
-    assert better("volume_error") == "lower"
+    answer, truth = np.array([[0, 1, 1]]), np.array([[0, 1, 2]])
+    found = pl.score(answer, truth, "volume_difference", ignore_label=2)
+    assert found == {"volume_difference": 0}
+    assert better("volume_difference") == "lower"
 
 
 def test_the_loss_of_the_page_is_one(names: dict[str, Any]) -> None:

@@ -217,6 +217,49 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resample:
+    """Section ``data.resample``: how ``data.spacing`` is reached, and left again."""
+
+    __pydantic_config__ = STRICT
+    images: Literal[0, 1, 3] = 3
+    """Order of the spline for images: 0 nearest, 1 linear, 3 cubic, clipped to the range."""
+    labels: Literal[0, 1] = 1
+    """Order for labels: 1 resamples each class as a mask and takes one class for each voxel."""
+    rule: Literal["argmax", "half"] = "argmax"
+    """Which class a voxel of a label map gets.
+
+    ``argmax``: the one with the greatest share. ``half``: nnU-Net's, the last whose share is above
+    one half, else background, which leaves holes where three classes meet.
+    """
+    probabilities: Literal[0, 1] = 1
+    """Order for predicted probabilities on their way back to the grid of the file.
+
+    Predicted images go back with the order of ``images``.
+    """
+    coarse: float | None = 3.0
+    """Spacing of the coarsest axis over that of the finest from which slices are resampled apart.
+
+    In the plane by the orders above, across it by the nearest slice. ``null``: never.
+    """
+
+    def __post_init__(self) -> None:
+        require(
+            self.coarse is None or self.coarse >= 1,
+            f"data.resample.coarse is {self.coarse}, must be at least 1, or null.",
+            "data.resample.coarse",
+        )
+
+
+CODES = "RL", "AP", "SI"
+"""Letters of axis codes; each pair is one axis of the body."""
+
+
+def is_orientation(codes: str) -> bool:
+    """Whether a text is the axis codes of a volume, such as ``RAS``."""
+    return len(codes) == 3 and all(any(c in pair for c in codes) for pair in CODES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Section ``data``: the data set, its preprocessing and the training samples."""
 
@@ -293,6 +336,31 @@ class Data:
     the usual settings; ``null``: no such mask.
     """
     folds: Folds = field(default_factory=Folds)
+    orientation: str | None = None
+    """Axis codes that volumes are brought to, such as ``RAS``; answers come back to their file's.
+
+    Oblique scans count by their nearest codes and are not rotated. Files must say how they lie
+    (NIfTI and other medical formats). ``null``: all files of a data set must lie alike.
+    """
+    axes: tuple[int, ...] | None = None
+    """Order of the axes: ``axes[i]`` is the file's axis that becomes axis i, such as ``[2, 0, 1]``.
+
+    As nnU-Net's ``transpose_forward``. With ``orientation`` write its letters in the wanted order
+    instead. ``null``: as files have them.
+    """
+    crop: Literal["nonzero"] | None = None
+    """``nonzero``: images are cut to the box outside of which all channels are 0.
+
+    What lies outside is background in answers. ``null``: images are taken whole.
+    """
+    spacing: tuple[float | None, ...] | None = None
+    """Millimetres between voxels along each axis, in the order of ``orientation`` or ``axes``.
+
+    Images, labels and predictions are resampled to it and back. ``null`` for an axis keeps that of
+    each file. ``null``: nothing is resampled, and a network sees voxels of any size.
+    """
+    resample: Resample = field(default_factory=Resample)
+    """How ``spacing`` is reached; without effect where that is ``null``."""
     normalise: NamedOptions = field(
         default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5})
     )
@@ -341,6 +409,7 @@ class Data:
         )
         require_at_least(0, "data", workers=self.workers)
         self._require_labels()
+        self._check_space()
 
     def _require_labels(self) -> None:
         """The rules of names and regions."""
@@ -363,6 +432,44 @@ class Data:
     def unions(self) -> tuple[tuple[int, ...], ...] | None:
         """Label values of each region, in the order of the output channels; None: no regions."""
         return None if self.regions is None else region_rules.unions(self.regions)
+
+    def _check_space(self) -> None:
+        """Rules of the keys that say in which space a network sees images."""
+        codes, axes = self.orientation, self.axes
+        require(
+            codes is None or (self.dims == 3 and is_orientation(codes)),
+            f"data.orientation is {codes!r}, must be three letters, one of each of R/L, A/P and"
+            " S/I, such as 'RAS', and data.dims 3.",
+            "data.orientation",
+        )
+        require(
+            axes is None or sorted(axes) == list(range(self.dims)),
+            f"data.axes is {axes and list(axes)}, must hold each of"
+            f" {', '.join(map(str, range(self.dims)))} once.",
+            "data.axes",
+        )
+        if codes is not None and axes is not None:
+            ordered = "".join(codes[a] for a in axes)
+            require(
+                False,
+                f"data.axes {list(axes)} stands beside data.orientation {codes!r}, which says the"
+                f" order of axes itself. Write data.orientation: {ordered} and leave axes out.",
+                "data.axes",
+                "data.orientation",
+            )
+        spacing = self.spacing
+        require(
+            spacing is None
+            or (len(spacing) == self.dims and all(s is None or 0 < s < 1e9 for s in spacing)),
+            f"data.spacing is {spacing and list(spacing)}, must hold {self.dims} positive numbers"
+            " of millimetres (null for an axis that keeps its own).",
+            "data.spacing",
+        )
+
+    @property
+    def has_space(self) -> bool:
+        """Whether images are seen otherwise than as their files hold them."""
+        return not (self.axes is self.orientation is self.spacing is self.crop is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -613,6 +720,8 @@ class Config:
 
     Without a deciding step (threshold, hysteresis, argmax) the task decides; ``data.regions`` are
     decided by the step ``regions`` (above 0.5 unless it says otherwise), which is put in front.
+    Sizes of components and holes are in voxels (``dust: {below: 100}``), or in mm³ in their place
+    (``dust: {mm3: 50}``) where the images carry a unit of length.
     """
     plugins: tuple[str, ...] = ()
     """Files of Python that add entries to the tables (docs/extending.md).
@@ -654,6 +763,12 @@ class Config:
             require(
                 self.data.dims == 2,
                 "data.change compares photographs: data.dims must be 2.",
+                "data.change",
+            )
+            require(
+                not self.data.has_space,
+                "data.change compares photographs pixel by pixel, and data.orientation, axes, crop"
+                " or spacing would change their grid. Leave those out.",
                 "data.change",
             )
             require(

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import config, documents, files
-from pipeline.data import normalise
+from pipeline.data import normalise, spaces
+from pipeline.data.model_space import ModelSpace
 from pipeline.data.properties import (
     READ_ONLY,
     CaseProperties,
@@ -75,6 +79,8 @@ class CachedCase:
     scale: normalise.IntensityScale
     """Normalisation of the image, applied after a patch is cut."""
     properties: CaseProperties
+    space: ModelSpace = field(default_factory=ModelSpace)
+    """The way from the case's files to these arrays."""
     maps: Mapping[str, Volume] = field(default_factory=dict)
     """Maps made from labels or from a pair (:mod:`pipeline.data.derived`), by their name in a
     sample.
@@ -132,8 +138,37 @@ def build(
         if text is not None:
             logger.warning(text)
         return parallel(
-            lambda pair: _cache_case(*pair, settings, folder / "arrays"), pairs, progress, workers
+            lambda pair: _cache_case(*pair, settings, arrays_folder(folder, settings)),
+            pairs,
+            progress,
+            workers,
         )
+
+
+def arrays_folder(folder: Path, settings: config.Config, kind: str = "arrays") -> Path:
+    """Folder of the arrays of one model space; runs in several may share a cache.
+
+    Args:
+        folder: folder of the cache.
+        settings: config of the run.
+        kind: ``arrays`` or ``maps``.
+
+    Returns:
+        ``<folder>/<kind>``; of a config that asks for a model space a folder in it.
+    """
+    if not settings.data.has_space:
+        return folder / kind
+    text = json.dumps(_space_key(settings), sort_keys=True, default=list)
+    return folder / kind / f"space_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _space_key(settings: config.Config) -> dict[str, Any]:
+    """Settings that change the values of cached arrays."""
+    normal = settings.data.normalise
+    found = spaces.settings_of(settings)
+    if settings.data.spacing is not None:  # values are clipped before they are resampled
+        found["normalise"] = {"name": normal.name, "options": dict(normal.options)}
+    return found
 
 
 def require_room(
@@ -160,11 +195,8 @@ def require_room(
     for case, props in zip(cases, properties, strict=True):
         for role, shape in props.shapes.items():
             size = _array_bytes(role, shape, props, settings)
-            need += (
-                size
-                if _file_size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size
-                else 0
-            )
+            path = arrays_folder(folder, settings) / f"{file_name(case.id)}.{role}.npy"
+            need += size if _file_size(path) < size else 0
     return files.require_room(
         folder, need, "Free space there, or set data.store to a folder on another disk."
     )
@@ -174,11 +206,13 @@ def _array_bytes(
     role: str, shape: Sequence[int], props: CaseProperties, settings: config.Config
 ) -> int:
     """Bytes of one array of the cache."""
-    kind = settings.roles.get(role, "image")
+    kind, space = settings.roles.get(role, "image"), props.model_space
+    voxels = math.prod(space.size(shape[1:]))
     if role != "image" and kind in MASKED:
-        return math.prod(shape[1:]) * label_dtype(target_rules(settings.data, kind)).itemsize
+        return voxels * label_dtype(target_rules(settings.data, kind)).itemsize
     dtype = np.dtype(props.dtypes[role])
-    return math.prod(shape) * (4 if dtype == np.float64 else dtype.itemsize)
+    single = dtype == np.float64 or space.resampling is not None
+    return shape[0] * voxels * (4 if single else dtype.itemsize)
 
 
 def _file_size(path: Path) -> int:
@@ -242,7 +276,12 @@ def _cache_case(
         write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
     return CachedCase(
-        case=case, image=volumes["image"], targets=targets, scale=props.scale, properties=props
+        case=case,
+        image=volumes["image"],
+        targets=targets,
+        scale=props.scale,
+        properties=props,
+        space=props.model_space,
     )
 
 
@@ -259,7 +298,15 @@ def _cache_key(case: Case, props: CaseProperties, settings: config.Config) -> di
         "binarise": binarise_rule(data),
     }
     labels = rules if set(MASKED) & set(kinds.values()) else {}
-    return {"format": FORMAT, "content": props.content, "files": stamps, "targets": kinds, **labels}
+    space = {"space": [_space_key(settings), props.space]} if data.has_space else {}
+    return {
+        "format": FORMAT,
+        "content": props.content,
+        "files": stamps,
+        "targets": kinds,
+        **labels,
+        **space,
+    }
 
 
 def missing_cases(
@@ -281,7 +328,7 @@ def missing_cases(
     """
     manifests = {
         case.id: (
-            folder / "arrays" / f"{file_name(case.id)}.json",
+            arrays_folder(folder, settings) / f"{file_name(case.id)}.json",
             _cache_key(case, props, settings),
         )
         for case, props in zip(cases, properties, strict=True)
@@ -404,12 +451,57 @@ def _write_volumes(
         raise UserError(
             f"{case.image[0]}: changed while it was being prepared. Run the command again."
         )
-    volumes = {"image": save(folder / f"{file_name(case.id)}.image.npy", image)}
+    space, name = props.model_space, file_name(case.id)
+    assert props.scale is not None
+    prepare = functools.partial(normalise.prepared, props.scale)
+    there = space.to_model(image, prepare=None if space.resampling is None else prepare)
+    volumes = {"image": save(folder / f"{name}.image.npy", np.asarray(there))}
     for role in case.targets:
-        volumes[role] = save(
-            folder / f"{file_name(case.id)}.{role}.npy", _target_array(case, role, settings)
-        )
+        target = _target_array(case, role, settings)
+        if settings.roles.get(role, "image") in MASKED:
+            target = space.labels_to_model(target)
+        elif not space.identity:
+            clipped = None if space.resampling is None else prepare
+            target = np.asarray(space.to_model(target, prepare=clipped))
+        volumes[role] = save(folder / f"{name}.{role}.npy", target)
     return volumes
+
+
+def file_target(cached: CachedCase, role: str, settings: config.Config) -> np.ndarray:
+    """A target on the grid of its file.
+
+    Args:
+        cached: the case.
+        role: name of the target.
+        settings: config of the run.
+
+    Returns:
+        ``(C, *S)``: the cached array where model space is that grid, else read from the file.
+
+    Raises:
+        FileError: for a file that cannot be read.
+    """
+    if cached.space.identity:
+        return np.asarray(cached.targets[role].array)
+    return _target_array(cached.case, role, settings)
+
+
+def file_image(cached: CachedCase, dims: int) -> np.ndarray:
+    """The image on the grid of its file.
+
+    Args:
+        cached: the case.
+        dims: space axes.
+
+    Returns:
+        ``(C, *S)``, as :func:`file_target`.
+
+    Raises:
+        FileError: for a file that cannot be read.
+    """
+    if cached.space.identity:
+        return np.asarray(cached.image.array)
+    return load_image(cached.case, dims)[0]
 
 
 def save(path: Path, array: np.ndarray) -> Volume:

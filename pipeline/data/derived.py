@@ -354,15 +354,15 @@ def attach(
     if not requests:
         return list(cases)
 
+    maps_folder = cache.arrays_folder(folder, settings, "maps")
+
     def work(case: CachedCase) -> CachedCase:
         maps: dict[str, Volume] = {}
         for key, request in requests.items():
             if isinstance(request, Map):
-                maps[key] = _cached_map(case, request, settings.data, folder / "maps")
+                maps[key] = _cached_map(case, request, settings.data, maps_folder)
             elif settings.data.change is not None and request.target in case.targets:
-                maps |= _cached_change_mask(
-                    case, request.target, settings.data.change, folder / "maps"
-                )
+                maps |= _cached_change_mask(case, request.target, settings.data.change, maps_folder)
         return dataclasses.replace(case, maps=maps)
 
     with cache.writable(folder):
@@ -379,6 +379,7 @@ def _cached_map(case: CachedCase, request: Map, data: Data, folder: Path) -> Vol
         "map": request.name,
         "options": dict(request.options),
         **({} if data.unions is None else {"regions": data.unions}),
+        **_space_of(case),
     }
     name = f"{properties.file_name(case.case.id)}.{request.file}"
     manifest = folder / f"{name}.json"
@@ -404,6 +405,7 @@ def _cached_change_mask(
         "target": case.properties.target_contents[target],
         "map": "change",
         "options": options,
+        **_space_of(case),
     }
     defaults = dataclasses.asdict(Change())
     changed = [f"{k}{v}" for k, v in options.items() if v != defaults[k]]
@@ -418,6 +420,11 @@ def _cached_change_mask(
         }
         cache.write_manifest(manifest, key, volumes)
     return volumes
+
+
+def _space_of(case: CachedCase) -> dict[str, Any]:
+    """What a key says of the space of a case's arrays."""
+    return {} if case.properties.space is None else {"space": case.properties.space}
 
 
 def _change_mask(case: CachedCase, target: str, settings: Change) -> np.ndarray:

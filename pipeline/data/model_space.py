@@ -1,117 +1,355 @@
-"""The space in which a model sees images: how arrays go there and predictions back, exactly.
+"""The space in which a model sees images: how arrays go there and predictions back.
 
-Today axes are reordered and flipped; nothing is cropped or resampled. What cannot be made equal is
-refused, and what may matter is warned of. Where nothing is to be done, the array itself is passed
-through.
+Axes are reordered and flipped, the image is cut to a box and resampled to a spacing, in this
+order; :mod:`pipeline.data.spaces` says which of it an image needs. Predictions go back in memory
+that holds them as the model made them and some rows of the file's grid at a time. Where nothing is
+to be done, the array itself is passed through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pipeline import files
-from pipeline.files import FileError, LazyArray, Rows, npy, slabs
-from pipeline.grid import SPREAD, Alignment, Grid, by_mm, grid_of, reorientation, spread
-from pipeline.records import Case, Geometry
-
-FAMILIES = {
-    "nifti": "NIfTI, whose arrays are (X, Y, Z)",
-    "array": "TIFF, Zarr, NumPy arrays or pictures, which are (Z, Y, X)",
-}
-"""What messages call the two families of grids."""
-
-ROUNDING = 1e-6
-"""Tolerance, so that a tenth is not more than a tenth."""
+from pipeline.data import resampling
+from pipeline.data.resampling import AxisResize
+from pipeline.files import LazyArray, Rows, npy, slabs
+from pipeline.grid import Alignment
 
 
-class Step(Protocol):
-    """One invertible step to model space.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """The box that is left of an image.
 
-    Arrays are ``(C, *S)`` in memory, or read as they are sliced.
+    Args:
+        start: first voxel along each axis.
+        stop: the voxel after the last one.
+        size: voxels of the whole image along each axis.
     """
 
-    def size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The file's ``(*S)`` after this step.
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Voxels of the box along each axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    def moved(self, alignment: Alignment) -> Crop:
+        """The same box of the aligned image.
 
         Args:
-            size: ``(*S)`` before it.
+            alignment: axis order and flips.
 
         Returns:
-            ``(*S)`` after it.
+            The box along the new axes.
         """
-        ...
+        pairs = []
+        for axis, old in enumerate(alignment.axes):
+            low, high, size = self.start[old], self.stop[old], self.size[old]
+            pairs.append((size - high, size - low) if axis in alignment.flips else (low, high))
+        return Crop(
+            start=tuple(a for a, _ in pairs),
+            stop=tuple(b for _, b in pairs),
+            size=alignment.size(self.size),
+        )
 
-    def forward(self, array: LazyArray, scratch: Path | None) -> LazyArray:
-        """The array after this step.
-
-        Args:
-            array: ``(C, *S)``.
-            scratch: file for what can neither be held in memory nor read as it is sliced; None: in
-                memory.
-
-        Returns:
-            ``(C, *S)`` after this step.
-        """
-        ...
-
-    def back(self, array: LazyArray, scratch: Path | None) -> LazyArray:
-        """The inverse of :meth:`forward`, for any number of channels.
-
-        Args:
-            array: ``(C, *S)`` after this step.
-            scratch: as of :meth:`forward`.
-
-        Returns:
-            ``(C, *S)`` before this step.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reorient:
-    """Reordered and flipped axes, as in :class:`pipeline.grid.Alignment`."""
-
-    alignment: Alignment
-
-    def size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """As :meth:`Step.size`.
-
-        Args:
-            size: ``(*S)`` before.
-
-        Returns:
-            ``(*S)`` after.
-        """
-        return self.alignment.size(size)
-
-    def forward(self, array: LazyArray, scratch: Path | None) -> LazyArray:
-        """As :meth:`Step.forward`.
+    def cut(self, array: LazyArray) -> LazyArray:
+        """The box of an array.
 
         Args:
             array: ``(C, *S)``.
-            scratch: file for a lazy array whose rows become columns; None: in memory.
 
         Returns:
-            ``(C, *S)`` reoriented: a copy in memory, or read as it is sliced.
+            ``(C, *inner)``: a copy in memory, or read as it is sliced.
         """
-        return _reoriented(array, self.alignment, scratch)
+        (low, high), *rest = zip(self.start, self.stop, strict=True)
+        box = tuple(slice(a, b) for a, b in rest)
+        if isinstance(array, np.ndarray):
+            return np.ascontiguousarray(array[(slice(None), slice(low, high), *box)])
+        shape = (array.shape[0], *self.inner)
+        return Rows(
+            shape,
+            array.dtype,
+            lambda first, end: array[(slice(None), slice(low + first, low + end), *box)],
+        )
 
-    def back(self, array: LazyArray, scratch: Path | None) -> LazyArray:
-        """As :meth:`Step.back`.
+    def padded(self, array: LazyArray, fill: Sequence[float]) -> Rows:
+        """The whole image again.
 
         Args:
-            array: ``(C, *S)`` reoriented.
-            scratch: as of :meth:`forward`.
+            array: ``(K, *inner)``.
+            fill: value of each channel outside the box.
 
         Returns:
-            ``(C, *S)`` in the order of the file.
+            ``(K, *size)``, made as it is sliced.
         """
-        return _reoriented(array, self.alignment.inverse, scratch)
+        low, high = self.start[0], self.stop[0]
+        box = tuple(slice(a, b) for a, b in zip(self.start[1:], self.stop[1:], strict=True))
+        outside = np.asarray(fill, array.dtype).reshape(-1, *[1] * len(self.size))
+
+        def make(first: int, end: int) -> np.ndarray:
+            out = np.empty((len(array), end - first, *self.size[1:]), array.dtype)
+            out[:] = outside
+            a, b = max(first, low), min(end, high)
+            if a < b:
+                out[(slice(None), slice(a - first, b - first), *box)] = array[:, a - low : b - low]
+            return out
+
+        return Rows((len(array), *self.size), array.dtype, make)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resampling:
+    """Sizes and orders of a change of spacing.
+
+    Args:
+        old: voxels along each axis before.
+        new: voxels along each axis in model space.
+        coarse: axis whose slices are resampled apart on the way there; None: none.
+        coarse_back: the same on the way back.
+        image: spline order of images.
+        labels: spline order of labels.
+        back: spline order of predictions.
+        rule: which class a voxel of a label map gets, ``argmax`` or ``half``.
+    """
+
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+    coarse: int | None = None
+    coarse_back: int | None = None
+    image: int = 3
+    labels: int = 1
+    back: int = 1
+    rule: str = "argmax"
+
+    def forward(self, array: LazyArray) -> LazyArray:
+        """An image in model space.
+
+        Args:
+            array: ``(C, *old)``.
+
+        Returns:
+            ``(C, *new)``, in memory where the array is.
+        """
+        axes = resampling.axes_of(self.old, self.new, self.image, self.coarse)
+        found = resampling.resized(array, axes, self.coarse)
+        return found[:] if isinstance(array, np.ndarray) else found
+
+    def forward_labels(self, labels: np.ndarray) -> np.ndarray:
+        """Labels in model space.
+
+        Args:
+            labels: integers ``(1, *old)``.
+
+        Returns:
+            ``(1, *new)`` of the same type; no value that was not there.
+        """
+        axes = resampling.axes_of(self.old, self.new, self.labels, self.coarse)
+        return resampling.resize_labels(labels, axes, self.rule)
+
+    @property
+    def backward(self) -> tuple[AxisResize, ...]:
+        """How predictions go back, axis by axis."""
+        return resampling.axes_of(self.new, self.old, self.back, self.coarse_back)
+
+
+SAME = Alignment(axes=(), flips=())
+"""No change of axes, for any number of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpace:
+    """How the array ``(C, *S)`` of a file goes to the space in which networks see it, and back.
+
+    Args:
+        alignment: order and direction of axes.
+        crop: the box that is kept, along the axes of model space; None: the whole image.
+        resampling: the change of spacing; None: voxels stay as they are.
+        spacing: millimetres between voxels in model space; None: not known.
+        codes: axis codes of the file and of training, where one is brought to the other.
+        notes: warnings for the user.
+
+    Example:
+        >>> turn = Alignment(axes=(1, 0), flips=())
+        >>> crop = Crop(start=(0, 1), stop=(2, 2), size=(2, 3))
+        >>> space = ModelSpace(alignment=turn, crop=crop)
+        >>> space.to_model(np.array([[[1, 2], [3, 4], [5, 6]]])).tolist()
+        [[[3], [4]]]
+        >>> space.to_file(np.array([[[3], [4]]]), fill=[0])[:].tolist()
+        [[[0, 0], [3, 4], [0, 0]]]
+    """
+
+    alignment: Alignment = SAME
+    crop: Crop | None = None
+    resampling: Resampling | None = None
+    spacing: tuple[float, ...] | None = None
+    codes: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> bool:
+        """Whether arrays pass through as they are."""
+        return self.alignment.identity and not self.changes_grid
+
+    @property
+    def changes_grid(self) -> bool:
+        """Whether more than the order and direction of axes changes."""
+        return self.crop is not None or self.resampling is not None
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Voxels of model space along each axis, where the space itself knows them."""
+        if self.resampling is not None:
+            return self.resampling.new
+        return self.crop.inner if self.crop is not None else None
+
+    @property
+    def needs_scratch(self) -> bool:
+        """Whether rows become columns, so that a lazy array needs a scratch file."""
+        return self.alignment.axes[:1] not in ((), (0,))
+
+    def size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The file's ``(*S)`` in model space.
+
+        Args:
+            size: ``(*S)`` of the file's array.
+
+        Returns:
+            ``(*S)`` after all steps.
+        """
+        if self.sizes is not None:
+            return self.sizes
+        return tuple(size) if self.alignment == SAME else self.alignment.size(size)
+
+    def to_native(self, array: LazyArray, scratch: Path | None = None) -> LazyArray:
+        """The file's array along the axes of model space and in its box, not yet resampled.
+
+        Args:
+            array: ``(C, *S)``.
+            scratch: as of :meth:`to_model`.
+
+        Returns:
+            ``(C, *S)``.
+        """
+        if not self.alignment.identity:
+            array = _reoriented(array, self.alignment, scratch)
+        return array if self.crop is None else self.crop.cut(array)
+
+    def to_model(
+        self,
+        array: LazyArray,
+        scratch: Path | None = None,
+        prepare: Callable[[LazyArray], LazyArray] | None = None,
+    ) -> LazyArray:
+        """The file's array in model space: the very array where nothing changes.
+
+        Args:
+            array: ``(C, *S)``.
+            scratch: ``.npy`` file of this array alone, where a lazy array whose rows become columns
+                may lie, used again. None: in memory.
+            prepare: changes the values before they are resampled; None: nothing.
+
+        Returns:
+            ``(C, *S)`` in model space.
+        """
+        array = self.to_native(array, scratch)
+        array = array if prepare is None else prepare(array)
+        return array if self.resampling is None else self.resampling.forward(array)
+
+    def labels_to_model(self, labels: np.ndarray) -> np.ndarray:
+        """Labels of the file's grid in model space.
+
+        Args:
+            labels: integers ``(1, *S)``.
+
+        Returns:
+            ``(1, *S)`` in model space, of the same type; no value that was not there.
+        """
+        native = np.asarray(self.to_native(labels))
+        return native if self.resampling is None else self.resampling.forward_labels(native)
+
+    def to_file(
+        self, array: LazyArray, scratch: Path | None = None, fill: Sequence[float] = ()
+    ) -> LazyArray:
+        """The inverse of :meth:`to_model`, for any number of channels.
+
+        Args:
+            array: ``(K, *S)`` in model space.
+            scratch: as of :meth:`to_model`.
+            fill: value of each channel outside the box; empty: 0.
+
+        Returns:
+            ``(K, *S)`` in the order of the file; where the grid changes it is made as it is sliced,
+            and the array must stay as it is as long as that is used.
+        """
+        back = Alignment(axes=(), flips=()) if self.alignment == SAME else self.alignment.inverse
+        if not back.identity:
+            array = _reoriented(array, back, scratch)
+        if self.resampling is not None:
+            array = resampling.resized(array, *self._backward(back))
+        if self.crop is not None:
+            box = self.crop if back == SAME else self.crop.moved(back)
+            array = box.padded(array, fill or (0.0,) * len(array))
+        return array
+
+    def _backward(self, back: Alignment) -> tuple[tuple[AxisResize, ...], int | None]:
+        """Resampling along the axes of the file, and the one whose slices are apart."""
+        assert self.resampling is not None
+        axes, coarse = self.resampling.backward, self.resampling.coarse_back
+        if back == SAME:
+            return axes, coarse
+        flips = {n: n in back.flips for n in range(len(axes))}
+        place = None if coarse is None else back.axes.index(coarse)
+        return resampling.permuted(axes, back.axes, flips), place
+
+    def record(self) -> dict[str, Any]:
+        """The space as JSON, without its notes.
+
+        Returns:
+            A document for :func:`from_record`.
+        """
+        found = asdict(self)
+        return {k: found[k] for k in ("alignment", "crop", "resampling", "spacing")}
+
+
+def from_record(found: Mapping[str, Any]) -> ModelSpace:
+    """The space of a JSON document.
+
+    Args:
+        found: of :meth:`ModelSpace.record`.
+
+    Returns:
+        The space.
+
+    Raises:
+        ValueError: for sizes that do not belong together.
+    """
+    crop, change = found.get("crop"), found.get("resampling")
+    spacing = found.get("spacing")
+    space = ModelSpace(
+        alignment=Alignment(**_tuples(found["alignment"])),
+        crop=crop and Crop(**_tuples(crop)),
+        resampling=change and Resampling(**_tuples(change)),
+        spacing=spacing and tuple(spacing),
+    )
+    inner = space.resampling.old if space.resampling is not None else None
+    if space.crop is not None and inner is not None and space.crop.inner != inner:
+        raise ValueError(f"the box of {space.crop.inner} voxels is resampled as {inner}")
+    return space
+
+
+def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+# --- axes -----------------------------------------------------------------------------------------
 
 
 def _reoriented(array: LazyArray, alignment: Alignment, scratch: Path | None) -> LazyArray:
@@ -154,166 +392,3 @@ def _reoriented_on_disk(
         out.flush()
         del out
     return npy.rows(scratch)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpace:
-    """How the array ``(C, *S)`` of a file goes to the space in which networks see it, and back.
-
-    Args:
-        steps: in the order in which the file's array takes them; none where it is taken as it is.
-        codes: axis codes of the file and of training, where an orientation brings one to the other.
-        notes: warnings for the user.
-    """
-
-    steps: tuple[Step, ...] = ()
-    codes: tuple[str, str] = ("", "")
-    notes: tuple[str, ...] = ()
-
-    @property
-    def needs_scratch(self) -> bool:
-        """Whether rows become columns, so that a lazy array needs a scratch file."""
-        return any(
-            isinstance(step, Reorient) and step.alignment.axes[0] != 0 for step in self.steps
-        )
-
-    def size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The file's ``(*S)`` in model space.
-
-        Args:
-            size: ``(*S)`` of the file's array.
-
-        Returns:
-            ``(*S)`` after all steps.
-        """
-        for step in self.steps:
-            size = step.size(size)
-        return tuple(size)
-
-    def to_model(self, array: LazyArray, scratch: Path | None = None) -> LazyArray:
-        """The file's array in model space: the very array where nothing changes.
-
-        Args:
-            array: ``(C, *S)``.
-            scratch: where a lazy array whose rows become columns may lie, as ``NAME.N.npy``: a file
-                of this array alone, used again. None: in memory.
-
-        Returns:
-            ``(C, *S)`` in model space.
-        """
-        for number, step in enumerate(self.steps):
-            array = step.forward(array, _step_file(scratch, number))
-        return array
-
-    def to_file(self, array: LazyArray, scratch: Path | None = None) -> LazyArray:
-        """The inverse of :meth:`to_model`, for any number of channels.
-
-        Args:
-            array: ``(C, *S)`` in model space.
-            scratch: as of :meth:`to_model`.
-
-        Returns:
-            ``(C, *S)`` in the order of the file.
-        """
-        for number, step in reversed([*enumerate(self.steps)]):
-            array = step.back(array, _step_file(scratch, number))
-        return array
-
-
-def _step_file(scratch: Path | None, number: int) -> Path | None:
-    """Scratch file of one step."""
-    return (
-        None if scratch is None else scratch.with_name(f"{scratch.stem}.{number}{scratch.suffix}")
-    )
-
-
-def model_space(
-    case: Case, geometry: Geometry, dims: int, trained_on: Mapping[str, Any]
-) -> ModelSpace:
-    """How a case goes to the axes of training.
-
-    Args:
-        case: the case, for messages.
-        geometry: geometry of its image.
-        dims: space axes.
-        trained_on: ``Checkpoint.trained_on``; empty where the model file says nothing of axes.
-
-    Returns:
-        Steps to model space and back; none where the axes agree or are not known.
-
-    Raises:
-        FileError: for a file of another family than those trained on, and for axes that no order
-            and no flip makes those.
-    """
-    return space_of(case.image[0], grid_of(geometry, dims), trained_on)
-
-
-def space_of(path: Path, grid: Grid, trained_on: Mapping[str, Any]) -> ModelSpace:
-    """As :func:`model_space`, of an array on a known grid.
-
-    Args:
-        path: what messages call the array.
-        grid: its grid.
-        trained_on: ``Checkpoint.trained_on``.
-
-    Returns:
-        Steps to model space and back.
-
-    Raises:
-        FileError: as of :func:`model_space`.
-    """
-    family, codes = trained_on.get("family"), trained_on.get("codes")
-    if family is not None and grid.family != family:
-        raise FileError(
-            path,
-            f"is of another kind than the model was trained on: {FAMILIES[grid.family]}; trained on"
-            f" {FAMILIES.get(family, family)}",
-            "Nothing says which axis is which. Convert it, axes included, to the kind of the"
-            " training data, or train on files of its kind",
-        )
-    alignment = _alignment(path, grid.codes, codes)
-    notes = _spacing_note(grid, alignment, trained_on)
-    if alignment is None or alignment.identity:
-        return ModelSpace(notes=notes)
-    return ModelSpace(
-        steps=(Reorient(alignment),), codes=(str(grid.codes), str(codes)), notes=notes
-    )
-
-
-def _alignment(path: Path, codes: str | None, wanted: str | None) -> Alignment | None:
-    """How the axes of a file become those of training; None where either is not known."""
-    if not codes or not wanted or "?" in codes + wanted:
-        return None
-    found = reorientation(codes, wanted)
-    if found is None:
-        problem = f"has axes {codes}, the model was trained on {wanted}: other planes of the body"
-        raise FileError(
-            path,
-            problem,
-            f"Give images whose axes are {wanted} in any order and direction, or train on such as"
-            " this",
-        )
-    return found
-
-
-def _spacing_note(
-    grid: Grid, alignment: Alignment | None, trained_on: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """A warning where voxels differ from those of training by more than a tenth along an axis."""
-    given, wanted = grid.spacing, trained_on.get("spacing")
-    if given is None or not wanted or len(wanted) != len(given):
-        return ()
-    if alignment is not None:
-        given = tuple(given[a] for a in alignment.axes)
-    pair = (given, tuple(wanted))
-    if alignment is None and grid.family == "nifti":  # in which order the axes lie is not known
-        pair = tuple(tuple(sorted(s)) for s in pair)
-    if spread(pair) <= SPREAD + ROUNDING:
-        return ()
-    return (
-        (
-            f"its voxels are {by_mm(given)}, those that the model was trained on {by_mm(wanted)}:"
-            " nothing is resampled here, so structures look larger or smaller than those that it"
-            " learned. Resample the file, or expect worse answers"
-        ),
-    )

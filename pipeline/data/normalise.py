@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind
-from pipeline.files import LazyArray, slabs
+from pipeline.files import LazyArray, Rows, slabs
 from pipeline.records import NamedOptions
 from pipeline.registry import Registry
 
@@ -474,6 +474,29 @@ def _range_problem(
         f" the range; a window that is meant needs max_outside (now {allowed:g}) in the options"
     )
     return problem, suggestion
+
+
+def prepared(scale: IntensityScale, array: LazyArray) -> LazyArray:
+    """Clip values as normalisation will, before they are resampled.
+
+    Args:
+        scale: of the array.
+        array: ``(C, *S)``, in memory or read as it is sliced.
+
+    Returns:
+        Float32 ``(C, *S)``, as lazy as the array; the array itself where nothing is clipped.
+    """
+    if not scale.clip:
+        return array
+    shape = (-1, *[1] * (len(array.shape) - 1))
+    low, high = (np.array(x, np.float32).reshape(shape) for x in (scale.low, scale.high))
+
+    def clipped(part: np.ndarray) -> np.ndarray:
+        return np.clip(part.astype(np.float32, copy=False), low, np.maximum(low, high))
+
+    if isinstance(array, np.ndarray):
+        return clipped(array)
+    return Rows(array.shape, np.float32, lambda first, end: clipped(array[:, first:end]))
 
 
 def unit(method: NamedOptions, array: np.ndarray) -> np.ndarray:

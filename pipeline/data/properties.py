@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline import config, documents, files, grid
-from pipeline.data import normalise
+from pipeline.data import normalise, spaces
+from pipeline.data.model_space import ModelSpace, from_record
 from pipeline.data.reading import load_image, nonfinite, nonfinite_files
 from pipeline.data.targets import MASKED, label_values, load_target, target_rules
 from pipeline.files.limits import cores
@@ -88,6 +89,20 @@ class CaseProperties:
     """For each role that can be read ``family``, ``codes`` and ``spacing`` in mm
     (:class:`pipeline.grid.Grid`), of the image's first file.
     """
+    space: Mapping[str, Any] | None = None
+    """The way to model space (:meth:`pipeline.data.model_space.ModelSpace.record`); None where the
+    config asks for none.
+    """
+
+    @property
+    def model_space(self) -> ModelSpace:
+        """The way to model space."""
+        return ModelSpace() if self.space is None else from_record(self.space)
+
+    @property
+    def model_size(self) -> tuple[int, ...]:
+        """``(*S)`` of the image in model space."""
+        return self.model_space.size(self.shapes["image"][1:])
 
 
 def case_listing(cases: Sequence[Case], properties: Sequence[CaseProperties]) -> dict[str, Any]:
@@ -225,6 +240,7 @@ def _cache_key(case: Case, settings: config.Config) -> dict[str, Any]:
         "normalise": {"name": normal.name, "options": dict(normal.options)},
         "targets": {role: settings.roles.get(role, "image") for role in case.targets},
         "binarise": binarise_rule(settings.data),
+        **({"space": spaces.settings_of(settings)} if settings.data.has_space else {}),
         "files": {
             role: [file_stamp(path) for path in paths]
             for role, paths in files_by_role(case).items()
@@ -344,7 +360,8 @@ def _examine_case(
     if image is not None:
         found.note("image", *image)
         found.check_range("image", normal, image[0])
-        scale, notes = normalise.fit_with_notes(normal, image[0])
+        space = found.attempt(lambda: _space_of(case, image, settings)) or ModelSpace()
+        scale, notes = normalise.fit_with_notes(normal, space.to_native(image[0]))
         found.rest = {
             "nonfinite_files": {
                 str(number): count for number, count in nonfinite_files(case, image[0]).items()
@@ -353,6 +370,7 @@ def _examine_case(
             "content": content_hash(image[0]),
             "scale": scale,
             "scale_notes": notes,
+            "space": space.record() if settings.data.has_space else None,
         }
     for role, path in case.targets.items():
         kind = settings.roles.get(role, "image")
@@ -390,6 +408,17 @@ def _examine_case(
         grids=found.grids,
         **found.rest,
     )
+
+
+def _space_of(
+    case: Case, image: tuple[np.ndarray, Geometry], settings: config.Config
+) -> ModelSpace:
+    """The way of a case to model space."""
+    array, geometry = image
+    if not settings.data.has_space:
+        return ModelSpace()
+    own = grid.grid_of(geometry, settings.data.dims)
+    return spaces.space_of(case.image[0], own, array, settings, {})
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import grid
+from pipeline.config import Data
 from pipeline.data.properties import CaseProperties
 from pipeline.records import Case, Fault
 
@@ -23,7 +24,11 @@ NAMED = 3
 
 
 def faults(
-    properties: Sequence[CaseProperties], cases: Sequence[Case], root: Path, continues: bool = False
+    properties: Sequence[CaseProperties],
+    cases: Sequence[Case],
+    root: Path,
+    continues: bool = False,
+    data: Data | None = None,
 ) -> list[Fault]:
     """Check that the axes and spacings of all cases fit together.
 
@@ -32,6 +37,7 @@ def faults(
         cases: cases of the data set.
         root: folder of the data set, for messages.
         continues: a run is resumed, perhaps one from before this check; errors are then warnings.
+        data: section ``data`` of the config, whose orientation and spacing make them fit.
 
     Returns:
         Findings; empty where everything fits.
@@ -42,17 +48,21 @@ def faults(
         for case, props in zip(cases, properties, strict=True)
         for path, problem, suggestion in _mixed_files(case, props)
     ]
-    mixed = _mixed_cases(properties)
+    oriented = data is not None and data.orientation is not None
+    mixed = _mixed_cases(properties, oriented)
     if mixed:
         suggestion = (
-            "Bring all files to one (nibabel.as_closest_canonical gives RAS), or train them apart"
+            "Set data.orientation, e.g. RAS, which brings all of them to it and their answers back;"
+            " or bring the files to one (nibabel.as_closest_canonical gives RAS), or train them"
+            " apart"
         )
         found.append(Fault(path=root, problem=mixed, suggestion=suggestion, severity=severity))
-    uneven = _uneven_spacing(properties)
+    spaced = data is not None and data.spacing is not None
+    uneven = "" if spaced else _uneven_spacing(properties)
     if uneven:
         suggestion = (
-            "A network knows voxels and no millimetres: resample them to one spacing, or see that"
-            " this is meant"
+            "A network knows voxels and no millimetres: set data.spacing to resample them to one"
+            " spacing, or see that this is meant"
         )
         found.append(Fault(path=root, problem=uneven, suggestion=suggestion, severity="warning"))
     return found
@@ -76,13 +86,17 @@ def _family(props: CaseProperties, role: str) -> str | None:
     return props.grids.get(role, {}).get("family")
 
 
-def _mixed_cases(properties: Sequence[CaseProperties]) -> str:
-    """Kinds of axis order and how many cases have each; empty where it is one."""
+def _mixed_cases(properties: Sequence[CaseProperties], oriented: bool) -> str:
+    """Kinds of axis order and how many cases have each; empty where it is one.
+
+    Where all are brought to one orientation only the family counts: what lacks codes is refused by
+    itself.
+    """
     kinds: dict[str, list[str]] = defaultdict(list)
     for props in properties:
         entry = props.grids.get("image")
         if entry:
-            kinds[_kind(entry)].append(props.id)
+            kinds[_kind({**entry, "codes": None} if oriented else entry)].append(props.id)
     plain = {kind for kind in kinds if kind != _kind({"family": "nifti"})}
     if len(plain) + ("NIfTI" in kinds and not any(k.startswith("NIfTI ") for k in kinds)) < 2:
         return ""
@@ -125,6 +139,7 @@ def trained_on(
     layout: str,
     properties: Sequence[CaseProperties],
     names: Mapping[int, str],
+    data: Data | None = None,
     channels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the training data looked like, for ``Checkpoint.trained_on``.
@@ -133,20 +148,30 @@ def trained_on(
         layout: layout of the data set.
         properties: those of ``examine(cases, ...)``.
         names: names of the classes by label value.
+        data: section ``data`` of the config.
         channels: names of the image channels.
 
     Returns:
         ``layout``, ``family``, ``codes`` (both None where cases differ), ``spacing`` (median along
-        each axis in mm, None where not all have as many axes), ``class_names`` and, where channels
-        have names, ``channel_names``.
+        each axis in mm, None where not all have as many axes) and ``class_names``. Where images are
+        brought to an orientation, ``codes`` are that and the spacings are in its order. Where
+        channels have names also ``channel_names``.
     """
-    grids = [props.grids["image"] for props in properties if props.grids.get("image")]
-    spacings = [g["spacing"] for g in grids if g.get("spacing")]
+    orientation = None if data is None else data.orientation
+    seen = [props for props in properties if props.grids.get("image")]
+    grids = [props.grids["image"] for props in seen]
+    spacings = [
+        [g["spacing"][a] for a in props.model_space.alignment.axes or range(len(g["spacing"]))]
+        if orientation
+        else g["spacing"]
+        for props, g in zip(seen, grids, strict=True)
+        if g.get("spacing")
+    ]
     even = len({len(s) for s in spacings}) == 1
     return {
         "layout": layout,
         "family": _common(g["family"] for g in grids),
-        "codes": _common(g.get("codes") for g in grids),
+        "codes": orientation or _common(g.get("codes") for g in grids),
         "spacing": (
             [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None
         ),

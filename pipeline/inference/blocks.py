@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.config import Config, to_dict
+from pipeline.data import spaces
 from pipeline.files import Rows
 from pipeline.inference.sliding_window import SlabWriter, TileRun, stream
 from pipeline.inference.soft import MAIN
@@ -215,6 +216,7 @@ def key(models: Mapping[str, str], config: Config, case: Case, backend: str = "t
             settings["data"]["patch"]["size"],
         ],
         "files": [stamp(path) for path in case.image],
+        **({"space": spaces.settings_of(config)} if config.data.has_space else {}),
         # Left out for torch, so that blocks written before it was recorded stay valid.
         **({} if backend == "torch" else {"backend": backend}),
     }

@@ -196,7 +196,7 @@ def _aligned_to(first: Located, other: Located) -> Alignment:
             f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were"
             " trained alike."
         )
-    shape, size = mine.main.shape[1:], theirs.main.shape[1:]
+    shape, size = (s.on_file_grid().main.shape[1:] for s in (mine, theirs))
     here, there = grid_of(mine.geometry, len(size)), grid_of(theirs.geometry, len(size))
     if here.family != there.family:
         raise UserError(

@@ -22,7 +22,8 @@ import torch
 from pipeline import limits, postprocess
 from pipeline.config import Config
 from pipeline.data import normalise, reading
-from pipeline.data.model_space import space_of
+from pipeline.data.model_space import ModelSpace
+from pipeline.data.spaces import space_of
 from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import backends, devices
@@ -209,7 +210,10 @@ class Predictor:
             UserError: the array cannot be an input of this model.
         """
         image = self._open(volume, Placement(affine=affine, spacing=spacing, axes=axes))
-        result = np.asarray(decided(self._soft(image), self.config.postprocess))
+        if TASKS[self.config.rules].decides:  # before anything is predicted
+            postprocess.require_spacing(image.name, self.config.postprocess, image.grid.spacing)
+        soft = self._soft(image)
+        result = decided(soft, self.config.postprocess, spacing=image.grid.spacing)[...]
         return image.as_given(image.restored(result))
 
     def predict_heads(
@@ -238,21 +242,19 @@ class Predictor:
             UserError: as for :meth:`predict`.
         """
         image = self._open(volume, Placement(affine=affine, spacing=spacing, axes=axes))
-        heads = self._soft(image).heads
-        return {
-            name: image.as_given(image.restored(np.asarray(head))) for name, head in heads.items()
-        }
+        heads = self._soft(image).on_file_grid().heads
+        return {name: image.as_given(image.restored(head[:])) for name, head in heads.items()}
 
     def _open(self, volume: Any, placement: Placement) -> GivenImage:
         dims = self.config.data.dims
         return open_given(volume, placement, dims, self.trained_on, self.warn_once)
 
     def _soft(self, image: GivenImage) -> SoftPrediction:
-        """Soft prediction on the axes of the image's array."""
+        """Soft prediction in model space, which knows the way back to the image's array."""
         self.require_channels(image.name, len(image.array))
         reading.require_finite(image.name, image.array)
-        space = space_of(image.name, image.grid, self.trained_on)
-        source, notes = self.source(image.name, space.to_model(image.array))
+        space = space_of(image.name, image.grid, image.array, self.config, self.trained_on)
+        source, notes = self.source(image.name, image.array, space)
         for note in (*space.notes, *notes):
             self.warn_once(f"{image.name}: {note}.")
         count = self.tiles(source.array.shape[1:]).count()
@@ -268,27 +270,33 @@ class Predictor:
             dtype=str(image.array.dtype),
             channels=len(image.array),
         )
-        restored = {name: space.to_file(head) for name, head in heads.items()}
-        return SoftPrediction(case_id=image.name.name, heads=restored, meta=meta)
+        return SoftPrediction(case_id=image.name.name, heads=heads, meta=meta, space=space)
 
-    def source(self, name: Path, array: LazyArray) -> tuple[Source, tuple[str, ...]]:
-        """Pair an array with its own intensity scale.
+    def source(
+        self, name: Path, array: LazyArray, space: ModelSpace, scratch: Path | None = None
+    ) -> tuple[Source, tuple[str, ...]]:
+        """Bring an array to model space, with its own intensity scale.
 
         Args:
             name: what messages call it.
-            array: ``(C, *S)`` in model space.
+            array: ``(C, *S)`` on the grid of its file.
+            space: the way to model space.
+            scratch: as of :meth:`pipeline.data.model_space.ModelSpace.to_model`.
 
         Returns:
-            The array with its normalisation, and warnings about it.
+            The array in model space with its normalisation, and warnings about it.
 
         Raises:
             FileError: the normalisation would clip most of the image.
         """
         options = self.config.data.normalise
-        if problem := normalise.problem_of(options, array):
+        native = space.to_native(array, scratch)
+        if problem := normalise.problem_of(options, native):
             raise FileError(name, *problem)
-        scale, notes = normalise.fit_with_notes(options, array)
-        return Source(array=array, scale=scale), notes
+        scale, notes = normalise.fit_with_notes(options, native)
+        if space.resampling is not None:
+            native = space.resampling.forward(normalise.prepared(scale, native))
+        return Source(array=native, scale=scale), notes
 
     def tiles(self, size: Sequence[int]) -> Tiling:
         """The tiling of a case.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import documents, files
+from pipeline.data.model_space import ModelSpace, from_record
 from pipeline.data.normalise import IntensityScale
 from pipeline.files import LazyArray, Rows
 from pipeline.grid import grid_of
@@ -88,12 +89,14 @@ class SoftPrediction:
             intensities for images.
         geometry: where the input's voxels lie.
         meta: what an answer is written with.
+        space: the way from the input's grid to that of the heads.
     """
 
     case_id: str
     heads: Mapping[str, LazyArray]
     geometry: Geometry = field(default_factory=Geometry)
     meta: SoftMeta = field(default_factory=SoftMeta)
+    space: ModelSpace = field(default_factory=ModelSpace)
 
     @property
     def main(self) -> LazyArray:
@@ -101,9 +104,45 @@ class SoftPrediction:
         return self.heads[MAIN]
 
     @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Millimetres between voxels along each space axis; None where the input says nothing."""
+        return grid_of(self.geometry, len(self.main.shape) - 1).spacing
+
+    @property
     def channels(self) -> dict[str, int]:
         """K of each head."""
         return {name: int(head.shape[0]) for name, head in self.heads.items()}
+
+    def on_file_grid(self, work: Path | None = None) -> SoftPrediction:
+        """The prediction on the grid of its input.
+
+        Args:
+            work: folder for scratch files of heads that are read as they are sliced.
+
+        Returns:
+            The prediction itself where it lies there already; else one whose heads are made as they
+            are sliced, so that never all channels of a large grid are held.
+        """
+        if self.space.identity:
+            return self
+        heads = {
+            name: self.space.to_file(head, work and work / f"{name}.npy", self._outside(name))
+            for name, head in self.heads.items()
+        }
+        return replace(self, heads=heads, space=ModelSpace())
+
+    def _outside(self, head: str) -> tuple[float, ...]:
+        """What a head holds outside the box that the model saw."""
+        count = self.channels[head]
+        return self.meta.rules.outside(count, self.meta.scale) if head == MAIN else (0.0,) * count
+
+    def foreground(self) -> np.ndarray | None:
+        """Probabilities ``(1, *S)`` of foreground on the grid of the input.
+
+        Returns:
+            The main head in memory; None where it has several channels.
+        """
+        return np.asarray(self.on_file_grid().main[:]) if len(self.main) == 1 else None
 
 
 def split(array: np.ndarray, channels: int | None, task: str) -> dict[str, np.ndarray]:
@@ -143,6 +182,8 @@ def save(folder: Path, soft: SoftPrediction) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     given = {name: value for name, value in asdict(soft.meta).items() if value not in (None, ())}
     record = {**given, "heads": list(soft.heads), "geometry": asdict(soft.geometry)}
+    if not soft.space.identity:
+        record["space"] = soft.space.record()
     files.write_json(folder / f"{soft.case_id}.json", record)
     dtype = np.dtype(soft.meta.rules.soft_type)
     for name in sorted(soft.heads, key=lambda name: name == MAIN):
@@ -240,6 +281,7 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
                 **{n: _mapped(array_path(folder / n, case_id)) for n in names if n != MAIN},
             }
         _require_usable(heads, meta)
+        space = _space(beside, found, array.shape[1:])
     except (ValueError, files.FileError) as error:
         words = (
             str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
@@ -248,7 +290,18 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
             f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft"
             " again for this case."
         ) from None
-    return SoftPrediction(case_id=case_id, heads=heads, geometry=place, meta=meta)
+    return SoftPrediction(case_id=case_id, heads=heads, geometry=place, meta=meta, space=space)
+
+
+def _space(path: Path, found: Mapping[str, Any], size: tuple[int, ...]) -> ModelSpace:
+    """The model space in a document. Raises ValueError or FileError where it cannot be used."""
+    if found.get("space") is None:
+        return ModelSpace()
+    files.checked(path, found["space"], documents.Space, AGAIN)
+    space = from_record(found["space"])
+    if space.sizes is not None and space.sizes != size:
+        raise ValueError(f"space is of {space.sizes} voxels, the array has {size}")
+    return space
 
 
 def _mapped(path: Path) -> np.ndarray:

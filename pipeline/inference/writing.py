@@ -74,7 +74,10 @@ def suffix_of(soft: SoftPrediction) -> str:
 
 
 def decided(
-    soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path | None = None
+    soft: SoftPrediction,
+    steps: Sequence[NamedOptions] = (),
+    work: Path | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> LazyArray:
     """Decide and post-process a prediction.
 
@@ -82,15 +85,26 @@ def decided(
         soft: the prediction.
         steps: post-processing of labels.
         work: folder for scratch files of what is read as it is sliced.
+        spacing: millimetres between voxels along each axis; None: as the geometry says.
 
     Returns:
         Labels ``(*S)`` where the prediction is in memory, else ``(1, *S)`` as they are sliced;
         images ``(C, *S)`` in the input's number type.
+
+    Raises:
+        FileError: a size is in mm³, and the spacing is not known.
     """
     task, dtype = soft.meta.rules, str(soft.meta.dtype)
+    held = isinstance(soft.main, np.ndarray)
+    main = soft.on_file_grid(work).main
     if task.decides:
-        return postprocess.apply(steps, soft.main, work)
-    return _changed(soft.main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
+        spacing = soft.spacing if spacing is None else spacing
+        named = Path(soft.meta.image[0] if soft.meta.image else soft.case_id)
+        postprocess.require_spacing(named, steps, spacing)
+        labels = postprocess.apply(steps, main, None if held else work, spacing)
+        return labels[:][0] if held and isinstance(labels, Rows) else labels
+    answer = _changed(main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
+    return answer[:] if held else answer
 
 
 def _changed(
@@ -124,7 +138,7 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
     files.write(visualisation, grey, soft.geometry)
     if target.image is not None and isinstance(labels, np.ndarray) and labels.ndim == 2:
         _write_overlay(overlay, target.image, labels, len(soft.main))
-    statistics = postprocess.statistics(labels)
+    statistics = postprocess.statistics(labels, soft.spacing)
     logger.info("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
     voxels = _named_voxels(found, target)
     if not voxels:
@@ -162,10 +176,10 @@ def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) ->
     A volume's mask is a TIFF. Returns the mask's share of the image.
     """
     path, *pictures = paths
-    files.write(path, decided(soft), soft.geometry)
+    files.write(path, decided(soft, work=target.work), soft.geometry)
     if "mask" not in soft.heads:
         return {}
-    mask = soft.heads["mask"]
+    mask = soft.on_file_grid(target.work).heads["mask"]
     dims = len(mask.shape) - 1
     grey = _changed(mask, np.uint8, lambda part: (part * 255).round().astype(np.uint8))
     files.write(pictures[dims - 2], grey, dims=dims)

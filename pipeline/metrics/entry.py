@@ -38,9 +38,11 @@ class MetricEntry:
         better: direction of the metric's own value; None: a count, or no value of its own name.
         task: whose predictions it compares, a name in ``TASKS``.
         needs: what it reads besides prediction and target.
-        parts: directions of further values that have names of their own.
+        parts: directions of further values that have names of their own; None: such as a count.
         length: whether its value is a distance: in millimetres where the files state the spacing,
             else in voxels.
+        volumes: those of its values that are volumes: in millilitres where the files of a data set
+            of volumes state the spacing, else in voxels.
         compares_numbers: whether equal numbers in two label maps mean the same class; else they are
             foreground or segments only.
         pooled: how it is computed for the voxels of all cases together; None: it cannot be.
@@ -50,10 +52,10 @@ class MetricEntry:
 
     Example:
         >>> import numpy as np
-        >>> def volume_error(prediction, target, valid=None):
+        >>> def volume_difference(prediction, target, valid=None):
         ...     error = np.count_nonzero(prediction) - np.count_nonzero(target)
-        ...     return {"volume_error": abs(error)}
-        >>> MetricEntry(volume_error, better="lower").given
+        ...     return {"volume_difference": abs(error)}
+        >>> MetricEntry(volume_difference, better="lower").given
         ('prediction', 'target', 'valid')
     """
 
@@ -62,8 +64,9 @@ class MetricEntry:
     better: Better | None = None
     task: Literal["labels", "image"] = "labels"
     needs: frozenset[Need] = frozenset()
-    parts: Mapping[str, Better] = field(default_factory=lambda: MappingProxyType({}))
+    parts: Mapping[str, Better | None] = field(default_factory=lambda: MappingProxyType({}))
     length: bool = False
+    volumes: frozenset[str] = frozenset()
     compares_numbers: bool = True
     pooled: Pooling | None = None
     version_1: Compute | None = None

@@ -1,8 +1,9 @@
 """The table of metrics of whole cases by name.
 
 Where a field of view is given (``frames``) every key ends with the frame that it was counted in. A
-metric's own name is its first key and begins all others; Exceptions are ``competition``, whose
-parts have names of their own and whose ``counts`` are a table, and ``retouch`` of parts only.
+metric's own name is its first key and begins all others. Exceptions are ``competition``, whose
+parts have names of their own and whose ``counts`` are a table, ``lesion_f1`` and ``volume_error``,
+whose parts have names of their own, too, and ``retouch`` of parts only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pipeline.metrics import (
     competition,
     counts,
     image,
+    lesions,
     overlap,
     probability,
     retouch,
@@ -105,6 +107,24 @@ METRICS: Registry[MetricEntry] = Registry(
         "surface_dice": MetricEntry(surface.surface_dice, better="higher", bytes_per_voxel=12),
         "hd95": MetricEntry(surface.hd95, better="lower", length=True, bytes_per_voxel=13),
         "assd": MetricEntry(surface.assd, better="lower", length=True, bytes_per_voxel=13),
+        "lesion_f1": MetricEntry(
+            lesions.lesion_f1,
+            better="higher",
+            parts={
+                "lesion_precision": "higher",
+                "lesion_recall": "higher",
+                "lesions_true": None,
+                "lesions_predicted": None,
+            },
+            bytes_per_voxel=20,
+        ),
+        "volume_error": MetricEntry(
+            lesions.volume_error,
+            better="lower",
+            parts={"volume_bias": None, "volume_true": None, "volume_predicted": None},
+            volumes=frozenset({"volume_true", "volume_predicted"}),
+            bytes_per_voxel=6,
+        ),
         "mae": MetricEntry(image.mae, better="lower", task="image", bytes_per_voxel=17),
         "psnr": MetricEntry(image.psnr, better="higher", task="image", bytes_per_voxel=9),
         "ssim": MetricEntry(
@@ -182,7 +202,8 @@ def directions() -> dict[str, Better]:
     """
     out: dict[str, Better] = {"loss": "lower"}
     for name, entry in METRICS.items():
-        out |= entry.parts if entry.better is None else {name: entry.better, **entry.parts}
+        found: dict[str, Better | None] = {name: entry.better, **entry.parts}
+        out.update((key, value) for key, value in found.items() if value is not None)
     return out
 
 
@@ -231,7 +252,9 @@ def bound(part: NamedOptions, where: str) -> Compute:
 
 
 def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
-    """List the options of these metrics that are physical lengths, such as ``tolerance_mm``.
+    """List the options of these metrics that are physical lengths or volumes.
+
+    They end with ``_mm`` or ``_mm3``, such as ``tolerance_mm`` and ``min_mm3``.
 
     Args:
         parts: metrics with their options.
@@ -243,8 +266,12 @@ def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
         key
         for part in parts
         for key, value in part.options.items()
-        if key.endswith("_mm") and value is not None
+        if key.endswith(("_mm", "_mm3")) and value is not None
     ]
+
+
+IN_VOXELS = {"min_mm3": "min_size"}
+"""Options in voxels by that in millimetres, where the name is another one without ``_mm``."""
 
 
 def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
@@ -254,19 +281,31 @@ def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
         parts: metrics with their options.
 
     Returns:
-        True for a distance, or for an option in millimetres.
+        True for a distance or a volume, or for an option in millimetres.
     """
-    return bool(millimetre_options(parts)) or any(METRICS[part.name].length for part in parts)
+    entries = [METRICS[part.name] for part in parts]
+    return bool(millimetre_options(parts)) or any(e.length or e.volumes for e in entries)
 
 
-def units(parts: Sequence[NamedOptions], spacing: bool) -> dict[str, str]:
-    """Find the unit of each metric that is a length.
+def units(parts: Sequence[NamedOptions], spacing: bool, dims: int = 3) -> dict[str, str]:
+    """Find the unit of each value that is a length or a volume.
 
     Args:
         parts: metrics.
         spacing: whether the files state the spacing of voxels.
+        dims: their space axes.
 
     Returns:
-        ``mm`` or ``voxels`` by name of the metric.
+        By name of the value: ``mm`` of a length and ``ml`` of a volume, or ``voxels``.
+
+    Example:
+        >>> units([NamedOptions(name="hd95"), NamedOptions(name="volume_error")], spacing=True)
+        {'hd95': 'mm', 'volume_predicted': 'ml', 'volume_true': 'ml'}
     """
-    return {part.name: "mm" if spacing else "voxels" for part in parts if METRICS[part.name].length}
+    found: dict[str, str] = {}
+    for part in parts:
+        entry = METRICS[part.name]
+        found |= {part.name: "mm" if spacing else "voxels"} if entry.length else {}
+        unit = "ml" if spacing and dims == 3 else "voxels"
+        found |= dict.fromkeys(sorted(entry.volumes), unit)
+    return found

@@ -8,8 +8,7 @@ which equal numbers mean nothing and every number is a segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import edt
 import numpy as np
@@ -19,12 +18,11 @@ import skimage
 from pipeline import morphology
 from pipeline.metrics.context import several
 from pipeline.metrics.overlap import Classes, confined, over_classes
+from pipeline.metrics.segments import SegmentOverlaps, segment_overlaps
 from pipeline.morphology.counts import matching_counts
 
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Scores of two masks ``(*S)`` by key; the metric's own name is the first."""
-
-_CHUNK = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
 
 
 def _in_parts(
@@ -137,7 +135,7 @@ def voi(
 
 def _voi(maps: tuple[np.ndarray, np.ndarray], where: np.ndarray) -> dict[str, float]:
     """The scores of two labelings over the voxels of ``where``."""
-    overlaps = _overlaps(*maps, where)
+    overlaps = segment_overlaps(*maps, where)
     split, merge = (_conditional_entropy(overlaps, given=side) for side in (1, 0))
     return {"voi": split + merge, "voi_split": split, "voi_merge": merge}
 
@@ -227,52 +225,13 @@ def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float,
     return found["voi_split"], found["voi_merge"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Overlaps:
-    """How many voxels each pair of segments shares."""
-
-    pairs: np.ndarray
-    """Segments ``(2, N)``, predicted and true, 0 the background."""
-    voxels: np.ndarray
-    """Voxels ``(N,)`` of each pair."""
-
-
-def _conditional_entropy(overlaps: _Overlaps, given: int) -> float:
+def _conditional_entropy(overlaps: SegmentOverlaps, given: int) -> float:
     """Entropy in bits of the other segmentation given that of side ``given``; 0 without voxels."""
     segment, voxels = overlaps.pairs[given], overlaps.voxels
     if not voxels.size:
         return 0.0
     of_segment = np.bincount(segment, voxels)[segment]
     return float(voxels @ np.log2(of_segment / voxels) / voxels.sum())
-
-
-def _overlaps(prediction: np.ndarray, target: np.ndarray, where: np.ndarray) -> _Overlaps:
-    """How the segments of two labelings overlap in the voxels of the mask ``where``."""
-    labels: Sequence[np.ndarray] = (prediction, target)
-    width = int(labels[1].max(initial=0)) + 1
-    keys, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
-    rows = max(1, _CHUNK * len(where) // max(where.size, 1))
-    for start in range(0, len(where), rows):
-        slab = slice(start, start + rows)
-        first, second = (side[slab][where[slab]].astype(np.int64) for side in labels)
-        key, count = _tally(first * width + second)
-        keys.append(key)
-        counts.append(count)
-    key, number = np.unique(np.concatenate(keys), return_inverse=True)
-    return _Overlaps(
-        np.stack(np.divmod(key, width)), np.bincount(number, np.concatenate(counts), len(key))
-    )
-
-
-def _tally(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values ``(N,)``, none negative, and how often each occurs.
-
-    Neighbours are mostly equal: runs are found before sorting.
-    """
-    starts = np.flatnonzero(np.diff(values, prepend=-1))
-    lengths = np.diff(starts, append=values.size)
-    key, number = np.unique(values[starts], return_inverse=True)
-    return key, np.bincount(number, lengths, len(key))
 
 
 def adapted_rand(
@@ -322,7 +281,7 @@ def _adapted_rand(maps: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
             "adapted_rand_precision": agree,
             "adapted_rand_recall": agree,
         }
-    overlaps = _overlaps(prediction, target, target != 0)
+    overlaps = segment_overlaps(prediction, target, target != 0)
     predicted, true = (
         _pairs_of_voxels(np.bincount(side, overlaps.voxels)) for side in overlaps.pairs
     )

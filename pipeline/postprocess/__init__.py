@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.postprocess.classes import each_class, mend_each_class
 from pipeline.postprocess.driver import apply, check_memory, run, statistics
 from pipeline.postprocess.lists import adjust, check, decided, faults
+from pipeline.postprocess.sizes import in_mm3, in_voxels, problem_of, require_spacing
 from pipeline.postprocess.steps import (
     argmax,
     closing,
@@ -30,6 +31,7 @@ from pipeline.postprocess.table import (
     PostprocessStep,
     SearchSetting,
     StepSearch,
+    VolumeOption,
     decides,
     resolved,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "PostprocessStep",
     "SearchSetting",
     "StepSearch",
+    "VolumeOption",
     "adjust",
     "apply",
     "argmax",
@@ -52,11 +55,15 @@ __all__ = [
     "faults",
     "fill_holes",
     "hysteresis",
+    "in_mm3",
+    "in_voxels",
     "instances",
     "mend_each_class",
     "opening",
     "patch_sheets",
+    "problem_of",
     "regions",
+    "require_spacing",
     "resolved",
     "run",
     "sheet_closing",

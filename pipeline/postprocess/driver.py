@@ -16,16 +16,26 @@ import numpy as np
 
 from pipeline import files, morphology, processes
 from pipeline.files import LazyArray, Rows, slabs
+from pipeline.files.pixels import SLAB, row_bytes
 from pipeline.morphology import SlabArray
+from pipeline.morphology.sizes import voxel_volume
 from pipeline.postprocess.lists import bound, decided
 from pipeline.postprocess.table import POSTPROCESS, decides, sees
 from pipeline.records import NamedOptions, UserError
+
+FEWEST = 8
+"""Rows that are decided together where labels are held: as many as resampling computes at once."""
 
 Array = TypeVar("Array", bound=LazyArray)
 """An array in memory, or one whose rows are made or read when they are sliced."""
 
 
-def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) -> Array:
+def apply(
+    steps: Sequence[NamedOptions],
+    soft: Array,
+    work: Path | None = None,
+    spacing: Sequence[float] | None = None,
+) -> Array:
     """Turn probabilities into labels by a list of steps, completed by a deciding one.
 
     When no deciding step comes first, one channel is cut at 0.5 (``>=``), several are compared
@@ -35,12 +45,14 @@ def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) 
         steps: post-processing of a config.
         soft: probabilities ``(K, *S)``, in memory or lazy.
         work: see :func:`run`.
+        spacing: see :func:`run`.
 
     Returns:
         Labels, uint8 unless ``instances`` needs more; ``(*S)``, of a lazy array lazily ``(1, *S)``.
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
+        UserError: a size is in mm³, and the spacing is not known.
 
     Example:
         >>> import numpy as np
@@ -48,10 +60,15 @@ def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) 
         >>> apply([NamedOptions(name="dust", options={"below": 2})], soft)
         array([[1, 1, 0, 0]], dtype=uint8)
     """
-    return run(decided(steps, len(soft)), soft, work)
+    return run(decided(steps, len(soft)), soft, work, spacing)
 
 
-def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -> Array:
+def run(
+    steps: Sequence[NamedOptions],
+    array: Array,
+    work: Path | None = None,
+    spacing: Sequence[float] | None = None,
+) -> Array:
     """Run the steps one after the other, as they stand.
 
     Args:
@@ -59,7 +76,10 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
         array: what the first of them takes, probabilities ``(K, *S)`` or labels: ``(*S)`` in
             memory, lazily ``(1, *S)``.
         work: an existing folder that gets a scratch file for each step on components of a lazy
-            array, and has to stay as long as the labels are used; None: memory only.
+            array, and has to stay as long as the labels are used; None: probabilities are decided
+            slab by slab, and the labels are held in memory.
+        spacing: millimetres between voxels along each axis, by which sizes in mm³ become voxels;
+            None: not known.
 
     Returns:
         Labels ``(*S)``; of a lazy array lazily ``(1, *S)``, which from the first step on that needs
@@ -67,10 +87,10 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
-        ValueError: a step on components of a lazy array lacks ``work``.
+        UserError: a size is in mm³, and the spacing is not known.
     """
     labels: Any = array
-    for number, (step, call) in enumerate(zip(steps, bound(steps), strict=True)):
+    for number, (step, call) in enumerate(zip(steps, bound(steps, spacing), strict=True)):
         scratch = work and work / f"step_{number}.npy"
         labels = (
             call(labels)
@@ -97,12 +117,21 @@ def _by_slabs(
     tiny = np.ones((len(array), *(4,) * (len(array.shape) - 1)), array.dtype)
     dtype = call(tiny[selected]).dtype
     if sees(step) == "local":
-        return Rows(
+        lazy = Rows(
             (1, *array.shape[1:]), dtype, lambda first, end: call(array[selected, first:end])[None]
         )
-    if scratch is None:
-        raise ValueError(f"{step.name!r} of a lazy array needs work, a folder for a scratch file.")
-    return files.stored(_rows(call(_slab_array(array, selected)), dtype), scratch)
+        return lazy if scratch is not None else _held(lazy, array)
+    made = _rows(call(_slab_array(array, selected)), dtype)
+    return files.stored(made, scratch) if scratch is not None else _held(made, made)
+
+
+def _held(labels: Rows, source: LazyArray) -> np.ndarray:
+    """Lazy labels ``(1, *S)`` as an array ``(*S)``, made in the slabs of their source."""
+    out = np.empty(labels.shape[1:], labels.dtype)
+    rows = max(FEWEST, SLAB // row_bytes(source.shape, source.dtype))
+    for first, end in slabs(source, rows):
+        out[first:end] = labels.make(first, end)[0]
+    return out
 
 
 def _slab_array(array: LazyArray, selected: Any) -> SlabArray:
@@ -127,15 +156,17 @@ def _rows(labels: SlabArray, dtype: np.dtype) -> Rows:
     return Rows((1, *labels.shape), dtype, make)
 
 
-def statistics(labels: LazyArray) -> dict[str, int]:
+def statistics(labels: LazyArray, spacing: Sequence[float] | None = None) -> dict[str, int | float]:
     """Count voxels and components of labels.
 
     Args:
         labels: labels ``(*S)``, or lazily ``(1, *S)``.
+        spacing: millimetres between voxels along each axis; None: not known.
 
     Returns:
         ``foreground_voxels`` (all classes), ``background_voxels``, ``components`` (26-connected, of
-        the foreground), and ``largest_component`` in voxels.
+        the foreground), and ``largest_component`` in voxels. Of a volume whose spacing is known
+        also ``foreground_ml`` in millilitres and ``largest_component_mm3``.
 
     Example:
         >>> import numpy as np
@@ -145,13 +176,20 @@ def statistics(labels: LazyArray) -> dict[str, int]:
     sizes = morphology.component_sizes(
         (labels if isinstance(labels, np.ndarray) else _slab_array(labels, 0)) != 0
     )
-    foreground = int(sizes.sum())
-    return {
+    foreground, largest = int(sizes.sum()), int(sizes.max())
+    found: dict[str, int | float] = {
         "foreground_voxels": foreground,
         "background_voxels": math.prod(labels.shape) - foreground,
         "components": len(sizes) - 1,
-        "largest_component": int(sizes.max()),
+        "largest_component": largest,
     }
+    if spacing is not None and len(spacing) == 3:
+        mm3 = voxel_volume(spacing)
+        found |= {
+            "foreground_ml": float(f"{foreground * mm3 / 1000:.6g}"),
+            "largest_component_mm3": float(f"{largest * mm3:.6g}"),
+        }
+    return found
 
 
 def check_memory(

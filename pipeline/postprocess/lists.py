@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind
+from pipeline.postprocess.sizes import MM3, in_voxels
 from pipeline.postprocess.table import POSTPROCESS, decides, resolved, sees
 from pipeline.records import NamedOptions, UserError
 
@@ -15,23 +16,30 @@ CHANNELS = {"one": "one channel", "several": "two channels or more"}
 """Words for messages."""
 
 
-def bound(steps: Sequence[NamedOptions]) -> list[Callable[..., Any]]:
+def bound(
+    steps: Sequence[NamedOptions], spacing: Sequence[float] | None = None
+) -> list[Callable[..., Any]]:
     """Turn the steps into functions of an array.
 
     Args:
         steps: names with options.
+        spacing: millimetres between voxels along each axis; None: not known.
 
     Returns:
         One function for each step.
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
+        UserError: a size is in mm³, and the spacing is not known.
     """
-    return [_bound_step(steps, i) for i in range(len(steps))]
+    return [_bound_step(steps, i, spacing) for i in range(len(steps))]
 
 
-def _bound_step(steps: Sequence[NamedOptions], i: int) -> Callable[..., Any]:
-    call = bind(POSTPROCESS, steps[i], f"postprocess.{i}", given=("array",))
+def _bound_step(
+    steps: Sequence[NamedOptions], i: int, spacing: Sequence[float] | None
+) -> Callable[..., Any]:
+    step = in_voxels(steps[i], spacing, f"postprocess.{i}")
+    call = bind(POSTPROCESS, step, f"postprocess.{i}", given=("array",))
     if i > 0 and decides(steps[i]):
         raise ConfigError(
             f"postprocess.{i}: {steps[i].name!r} takes a soft prediction, but comes after"
@@ -78,8 +86,8 @@ def faults(
     labels = np.ones((4,) * dims, dtype=np.uint8)
     for i, step in enumerate(steps):
         try:
-            call = _bound_step(steps, i)
-        except ConfigError as error:
+            call = _bound_step(steps, i, (1.0,) * dims)
+        except UserError as error:
             yield str(error)
             continue
         try:
@@ -206,6 +214,6 @@ def _resized(
 
 
 def _with_options(step: NamedOptions, options: dict[str, Any]) -> NamedOptions:
-    """A step with more options; a kernel's size and its radius exclude each other."""
-    kept = {k: v for k, v in step.options.items() if k != "radius"}
+    """A step with more options; its size in voxels excludes a kernel's radius, and mm³."""
+    kept = {k: v for k, v in step.options.items() if k not in ("radius", MM3)}
     return NamedOptions(name=step.name, options={**kept, **options})

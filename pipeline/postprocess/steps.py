@@ -113,7 +113,10 @@ def argmax(array: np.ndarray) -> np.ndarray:
             f"argmax compares 2 to 256 channels, the prediction has {len(array)}. For one channel"
             " use threshold or hysteresis."
         )
-    return array.argmax(0).astype(np.uint8)
+    labels, best = np.zeros(array.shape[1:], np.uint8), array.max(0)
+    for number in reversed(range(len(array))):  # twice as fast as array.argmax(0)
+        np.putmask(labels, array[number] == best, number)
+    return labels
 
 
 def regions(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.morphology.sizes import least_voxels, most_voxels
 from pipeline.postprocess import steps
 from pipeline.records import NamedOptions
 from pipeline.registry import Alias, Registry
@@ -88,6 +89,26 @@ class StepSearch:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeOption:
+    """An option in voxels in whose place ``mm3`` may stand, the volume in cubic millimetres.
+
+    Args:
+        name: of the option in voxels.
+        voxels: from the volume and the spacing to a number of voxels, rounded to the side that
+            keeps what the option says: :func:`~pipeline.morphology.sizes.least_voxels` of the
+            smallest component that stays, :func:`~pipeline.morphology.sizes.most_voxels` of the
+            largest hole that is filled.
+
+    Example:
+        >>> VolumeOption("below", least_voxels).voxels(50, (5.0, 0.5, 0.5))
+        40
+    """
+
+    name: str
+    voxels: Callable[[float, Sequence[float]], int]
+
+
+@dataclass(frozen=True, slots=True)
 class PostprocessStep:
     """A post-processing step, as registered in ``POSTPROCESS``.
 
@@ -103,6 +124,8 @@ class PostprocessStep:
             memory.
         bytes_per_voxel: memory that it takes on a whole array, without the probabilities.
         search: what tuning tries; None: nothing, so that a tuned list leaves it out.
+        volume: the option in whose place ``mm3`` may stand; None: there is none. ``run`` only ever
+            gets voxels.
 
     Example:
         >>> def keep_label(array, label=1):
@@ -118,6 +141,7 @@ class PostprocessStep:
     sees: Sees | Callable[[Options], Sees] = "whole"
     bytes_per_voxel: int = 20
     search: StepSearch | None = None
+    volume: VolumeOption | None = None
 
 
 REGION_CHANGES = (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3)
@@ -191,6 +215,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             run=steps.walls,
             decides="one",
             bytes_per_voxel=45,
+            volume=VolumeOption("least", least_voxels),
             search=StepSearch(
                 position=0,
                 vary={
@@ -223,6 +248,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
         "dust": PostprocessStep(
             run=steps.dust,
             sees="components",
+            volume=VolumeOption("below", least_voxels),
             search=StepSearch(
                 position=2,
                 options=lambda setting: [{"below": n} for n in setting.voxels(20, 100, 500, 2000)],
@@ -247,6 +273,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
         "fill_holes": PostprocessStep(
             run=steps.fill_holes,
             sees=_hole_scope,
+            volume=VolumeOption("below", most_voxels),
             search=StepSearch(
                 position=7,
                 options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)],

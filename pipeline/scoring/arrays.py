@@ -38,8 +38,8 @@ def score(
         truth: of the same shape.
         metrics: names, also with options (``"surface_dice:tolerance=3"``), all of labels or all of
             images.
-        spacing: millimetres between voxels along each axis; distances are then millimetres, without
-            it voxels.
+        spacing: millimetres between voxels along each axis; distances are then millimetres and
+            volumes millilitres, without it voxels.
         ignore_label: voxels of this value in ``truth`` are not counted.
         num_classes: number of classes, background included; None: those that occur. A class that is
             declared and in neither array is NaN.
@@ -57,6 +57,14 @@ def score(
         >>> import numpy as np
         >>> score(np.array([[0, 1, 1]]), np.array([[0, 1, 0]]), ["dice"])["dice"]
         0.6666666666666666
+        >>> truth = np.zeros((4, 20, 20), np.uint8)
+        >>> truth[1:3, 2:7, 2:12], truth[0, 15, 15] = 1, 1
+        >>> found = score(
+        ...     truth[:, ::-1, ::-1], truth, ["lesion_f1:min_mm3=50", "volume_error"],
+        ...     spacing=(5.0, 1.0, 1.0),
+        ... )
+        >>> found["lesion_f1"], found["lesions_true"], found["volume_error"], found["volume_true"]
+        (0.0, 1.0, 0.0, 0.505)
     """
     parts = parts_of(metrics)
     for part in parts:

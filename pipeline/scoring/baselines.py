@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.cache import CachedCase
+from pipeline.data.cache import CachedCase, file_image
 from pipeline.metrics.frames import views
 from pipeline.scoring import core
 from pipeline.scoring.cached import (
@@ -42,7 +42,17 @@ def of_labels(
     """
     rules = rules_of(config, scoring.version)
     channel, side, cut = _best_cut(
-        np.stack([_histograms(c, _empty(config, c, scoring), rules, bins) for c in cases])
+        np.stack(
+            [
+                _histograms(
+                    c.scale.apply(file_image(c, config.data.dims)),
+                    _empty(config, c, scoring),
+                    rules,
+                    bins,
+                )
+                for c in cases
+            ]
+        )
     )
     single = cases[0].image.shape[0] == 1
     name = (
@@ -51,7 +61,7 @@ def of_labels(
     rows: dict[str, list[Scores]] = {"empty answer": [], name: []}
     for cached in cases:
         nothing = _empty(config, cached, scoring)
-        grey = cached.scale.apply(np.asarray(cached.image.array))[channel]
+        grey = cached.scale.apply(file_image(cached, config.data.dims))[channel]
         level = _levels(grey, bins)
         answer = (level >= cut) if side == "bright" else (level < cut)
         soft = grey if side == "bright" else 1 - grey
@@ -67,7 +77,7 @@ def of_labels(
 
 def _empty(config: Config, cached: CachedCase, scoring: Scoring) -> CaseArrays:
     """A case in which nothing was found."""
-    nothing = np.zeros(cached.image.shape[1:], np.uint8)
+    nothing = np.zeros(cached.properties.shapes["image"][1:], np.uint8)
     return label_case(
         config,
         cached,
@@ -100,7 +110,8 @@ def of_images(
     name = image_target(config)
     if not cases or any(c.image.shape != c.targets[name].shape for c in cases):
         return {}
-    return {DO_NOTHING: mean(score_image(config, c, np.asarray(c.image.array)) for c in cases)}
+    inputs = ((c, file_image(c, config.data.dims)) for c in cases)
+    return {DO_NOTHING: mean(score_image(config, c, image) for c, image in inputs)}
 
 
 BASELINES: dict[str, Callable[[Config, Sequence[CachedCase], Scoring], dict[str, Scores]]] = {
@@ -115,11 +126,14 @@ def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
     return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
 
 
-def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
-    """Counts ``(C, 2, bins)`` of background and foreground by grey level, in the first frame."""
+def _histograms(grey: np.ndarray, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level of ``(C, *S)``.
+
+    Those of the first frame.
+    """
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
-    levels = _levels(cached.scale.apply(np.asarray(cached.image.array)), bins)
+    levels = _levels(grey, bins)
     sides = [valid & ((view.label != 0) == side) for side in (False, True)]
     return np.stack(
         [[np.bincount(level[side], minlength=bins) for side in sides] for level in levels]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.cache import CachedCase
+from pipeline.data.cache import CachedCase, file_image, file_target
 from pipeline.data.change import LEVEL
 from pipeline.metrics import pool
 from pipeline.metrics.counts import Counts
@@ -31,6 +31,22 @@ class Scoring:
 
     version: int = METRICS_VERSION
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def in_model_space(self, cases: Iterable[CachedCase]) -> dict[str, tuple[float, ...]]:
+        """Spacings of the arrays that a network sees.
+
+        Args:
+            cases: the cached cases.
+
+        Returns:
+            Millimetres between voxels along each axis by case; empty where distances are in voxels.
+        """
+        found = dict(self.spacings)
+        for cached in cases:
+            own = cached.space.spacing
+            if cached.case.id in found and own is not None and not cached.space.identity:
+                found[cached.case.id] = own
+        return found
 
 
 PRESENT = Scoring()
@@ -118,9 +134,9 @@ def label_case(
     fov = config.data.frames.fov
     return CaseArrays(
         answer=answer,
-        target=np.asarray(cached.targets[next(iter(config.targets))].array)[0],
+        target=file_target(cached, next(iter(config.targets)), config)[0],
         probabilities=soft[0] if soft is not None and len(soft) == 1 else None,
-        fov=None if fov is None else np.asarray(cached.targets[fov].array)[0],
+        fov=None if fov is None else file_target(cached, fov, config)[0],
         spacing=spacing,
     )
 
@@ -143,13 +159,13 @@ def score_image(
         UserError: it cannot be scored, e.g. for a NaN or a target of another number type; the
             message names the case.
     """
-    rules, target = rules_of(config), np.asarray(cached.targets[image_target(config)].array)
+    rules, target = rules_of(config), file_target(cached, image_target(config), config)
     if target.dtype != answer.dtype:
         raise UserError(
             f"case {cached.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one"
             " normalisation cannot serve both. Save the two in the same number type."
         )
-    source = np.asarray(cached.image.array)
+    source = file_image(cached, config.data.dims)
     changed = changed_of(cached) if rules.need_change else None
     case = CaseArrays(
         answer=answer, target=target, source=source, changed=changed, predicted=predicted
@@ -192,14 +208,14 @@ def changed_of(cached: CachedCase) -> np.ndarray | None:
 
 def pooled(
     config: Config,
-    cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray]],
+    cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray | None]],
     version: int = METRICS_VERSION,
 ) -> Scores:
     """Compute the metrics that can be pooled over all voxels of several cases.
 
     Args:
         config: config of the run.
-        cases: (case, answer ``(*S)``, probabilities ``(K, *S)``) of each.
+        cases: (case, answer ``(*S)``, probabilities ``(K, *S)`` or None) of each.
         version: metrics version of the run.
 
     Returns:

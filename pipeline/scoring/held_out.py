@@ -87,18 +87,22 @@ def score(
         UserError: an image cannot be scored, e.g. for a NaN or a target of another number type; the
             message names the case.
     """
-    rules, main = rules_of(config, scoring.version), np.asarray(soft.main)
+    rules = rules_of(config, scoring.version)
     if not rules.images:
         case = label_case(
-            config, cached, answer_of(config, soft), main, scoring.spacings.get(cached.case.id)
+            config,
+            cached,
+            answer_of(config, soft),
+            soft.foreground(),
+            scoring.spacings.get(cached.case.id),
         )
         return core.score(case, rules)
-    if not np.isfinite(main).all():  # rounding to integers would hide it
+    if not np.isfinite(np.asarray(soft.main)).all():  # rounding to integers would hide it
         raise UserError(
             f"case {cached.case.id}: the prediction holds NaN or infinite values. Lower the"
             " learning rate or set train.clip."
         )
-    predicted = np.asarray(soft.heads["mask"])[0] if "mask" in soft.heads else None
+    predicted = soft.on_file_grid().heads["mask"][:][0] if "mask" in soft.heads else None
     return score_image(config, cached, answer_of(config, soft), predicted)
 
 
@@ -188,7 +192,11 @@ def predict_stored(
     heads = sliding_window(run)
     place = files.geometry(cached.case.image[0], config.data.dims)
     return SoftPrediction(
-        case_id=cached.case.id, heads=heads, geometry=place, meta=meta_of(cached, config)
+        case_id=cached.case.id,
+        heads=heads,
+        geometry=place,
+        meta=meta_of(cached, config),
+        space=cached.space,
     )
 
 
@@ -202,10 +210,12 @@ def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
     Returns:
         Task, intensity scale, number type and channels.
     """
+    resampled = cached.space.resampling is not None
+    kind = np.dtype(cached.properties.dtypes["image"] if resampled else cached.image.dtype)
     return SoftMeta(
         task=config.rules,
         scale=cached.scale,
-        dtype=str(cached.image.dtype),
+        dtype="float32" if kind == np.float64 else str(kind),
         channels=cached.image.shape[0],
     )
 

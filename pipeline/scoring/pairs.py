@@ -275,8 +275,10 @@ def _probabilities(pair: Pair, grid: LabelGrid) -> np.ndarray | None:
     if pair.soft is None or not pair.rules.need_probabilities:
         return None
     kept = softs.load_sound(pair.soft, pair.id)
-    soft = grid.align(pair.soft / f"{pair.id}.npy", np.asarray(kept.main), kept.geometry)
-    return soft[0] if len(soft) == 1 else None
+    foreground = kept.foreground()
+    if foreground is None:
+        return None
+    return grid.align(pair.soft / f"{pair.id}.npy", foreground, kept.geometry)[0]
 
 
 def _opened_images(pair: Pair) -> CaseArrays:

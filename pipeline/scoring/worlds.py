@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.grid import grid_of
 from pipeline.metrics import in_millimetres, millimetre_options
+from pipeline.metrics.table import IN_VOXELS
 from pipeline.records import NamedOptions, UserError
 
 Spacings = dict[str, tuple[float, ...]]
@@ -18,7 +19,7 @@ Spacings = dict[str, tuple[float, ...]]
 
 
 def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int) -> Spacings:
-    """Spacings of a set, where a metric measures distances and all labels carry a unit.
+    """Spacings of a set, where a metric measures distances or volumes and all labels carry a unit.
 
     Distances of the whole set are in voxels where one label carries none.
 
@@ -65,9 +66,9 @@ def common_spacings(
     found, bare = _by_unit(labels, dims)
     if bare and found:
         raise UserError(
-            f"distances of these cases have no common unit: {len(bare)} label files carry none"
-            f" ({', '.join(bare[:10])}), the others do. Give all of them their spacing, or score"
-            " them apart."
+            "distances and volumes of these cases have no common unit:"
+            f" {len(bare)} label files carry none ({', '.join(bare[:10])}), the others do. Give all"
+            " of them their spacing, or score them apart."
         )
     return found
 
@@ -84,10 +85,11 @@ def require_millimetres(metrics: Sequence[NamedOptions], bare: Sequence[str]) ->
     """
     options = millimetre_options(metrics)
     if options and bare:
+        instead = IN_VOXELS.get(options[0], options[0].removesuffix("_mm"))
         raise UserError(
             f"metrics: {options[0]} needs the distance between voxels, which the labels of"
             f" {len(bare)} cases do not carry: {', '.join(bare[:10])}. Use"
-            f" {options[0].removesuffix('_mm')} (voxels), or give them their spacing."
+            f" {instead} (voxels), or give them their spacing."
         )
 
 

@@ -229,7 +229,7 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         progress=progress,
         context=context,
         version=run.version,
-        spacings=run.scoring.spacings,
+        spacings=run.scoring.in_model_space(run.cached.values()),
         trained_on=run.trained_on,
     )
 

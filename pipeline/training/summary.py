@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from pipeline import files, postprocess
 from pipeline.config import Config
 from pipeline.data.described import label_names
@@ -61,7 +59,9 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
         "class_names": class_names(run.config),
         **named_regions(run.config),
         "cases": cases,
-        "units": units(cached.case_metrics(run.config), bool(run.scoring.spacings)),
+        "units": units(
+            cached.case_metrics(run.config), bool(run.scoring.spacings), run.config.data.dims
+        ),
     }
     if whole := _pooled(run, results):
         summary["pooled"] = whole
@@ -125,7 +125,7 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
                 found = fold.answers.glob("*")
                 path = next(p for p in found if files.is_image(p) and files.case_id(p) == case_id)
                 answer = files.read(path, 2, labels=True)[0][0]
-                yield run.cached[case_id], answer, np.asarray(soft.load(fold.soft, case_id).main)
+                yield run.cached[case_id], answer, soft.load(fold.soft, case_id).foreground()
 
     return cached.pooled(run.config, cases(), run.version)
 

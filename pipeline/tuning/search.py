@@ -480,13 +480,41 @@ def _alternatives(
     alternatives = [
         (part(name, **options),)
         for name, entry in tried.items()
-        for options in entry.options(setting)
+        for options in _own_unit(name, own, entry, setting)
     ]
     return (
         alternatives
         if any(entry.position == 0 for entry in tried.values())
         else [(), *alternatives]
     )
+
+
+def _own_unit(
+    name: str, own: Steps, entry: StepSearch, setting: SearchSetting
+) -> Iterable[Mapping[str, Any]]:
+    """Options that are tried of a step: in mm³ where the present list has its size in mm³.
+
+    Those sizes are to the present one as the usual ones are to the step's default.
+    """
+    present = next(
+        (s for s in own if postprocess.in_mm3([s]) and postprocess.resolved(s).name == name), None
+    )
+    step = postprocess.POSTPROCESS[name]
+    if present is None or step.volume is None:
+        return entry.options(setting)
+    option = step.volume.name
+    usual = inspect.signature(step.run).parameters[option].default
+    factor = present.options["mm3"] / usual if isinstance(usual, int | float) else 1.0
+    return [
+        {"mm3": float(f"{factor * options[option]:.6g}")} | _without(options, option)
+        if options.get(option) is not None
+        else options
+        for options in entry.options(dataclasses.replace(setting, scale=1.0))
+    ]
+
+
+def _without(options: Mapping[str, Any], option: str) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k != option}
 
 
 def varied(steps: Steps) -> list[Steps]:

@@ -25,9 +25,10 @@ import numpy as np
 from pipeline import documents, files, postprocess, processes
 from pipeline.config import Data
 from pipeline.data.targets import read_labels, read_mask
-from pipeline.files import FileError, checked, parse
+from pipeline.files import FileError, LazyArray, Rows, checked, parse
 from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
+from pipeline.inference.soft import SoftPrediction
 from pipeline.metrics.frames import views
 from pipeline.records import METRICS_VERSION, NamedOptions, UserError
 from pipeline.scoring import memory
@@ -132,7 +133,7 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
     truth = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
     view = next(views(truth_of(truth, rules)))
-    members = [np.asarray(softs.load_sound(folder, case.id).main) for folder in case.soft]
+    members = [softs.load_sound(folder, case.id) for folder in case.soft]
     outputs = _Outputs(members, case.id, independent=data.regions is not None)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = score_in(view, dataclasses.replace(truth, answer=outputs.of(candidate)), rules)
@@ -142,14 +143,18 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
 class _Outputs:
     """Outputs of candidates that come in alphabetical order.
 
-    The arrays along the latest one's chain of steps are kept.
+    The arrays along the latest one's chain of steps are kept. Sizes in mm³ become voxels by the
+    spacing of the first member's geometry.
     """
 
     def __init__(
-        self, members: Sequence[np.ndarray], case_id: str, independent: bool = False
+        self, members: Sequence[SoftPrediction], case_id: str, independent: bool = False
     ) -> None:
-        self.members, self.case_id, self.independent = members, case_id, independent
-        self.chain: list[tuple[str, np.ndarray]] = []
+        self.first, self.case_id, self.independent = members[0], case_id, independent
+        self.alike = all(soft.space == members[0].space for soft in members)
+        given = members if self.alike else [soft.on_file_grid() for soft in members]
+        self.members = [soft.main for soft in given]
+        self.chain: list[tuple[str, LazyArray]] = []
 
     def of(self, candidate: Candidate) -> np.ndarray:
         """Labels ``(*S)`` of a candidate."""
@@ -171,16 +176,27 @@ class _Outputs:
                     (
                         self._fused(candidate)
                         if step is None
-                        else postprocess.run((step,), self.chain[-1][1])
+                        else _labels(step, self.chain[-1][1], self.first.spacing)
                     ),
                 )
             )
-        return self.chain[-1][1]
+        return np.asarray(self.chain[-1][1])
 
-    def _fused(self, candidate: Candidate) -> np.ndarray:
+    def _fused(self, candidate: Candidate) -> LazyArray:
+        """The fused members on the grid of the label."""
         used = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
         arrays, weights = [m for m, _ in used], [w for _, w in used]
-        return fuse(arrays, weights, candidate.fusion, self.case_id, self.independent)[:]
+        fused = fuse(arrays, weights, candidate.fusion, self.case_id, self.independent)
+        if not self.alike:
+            return fused
+        heads = {softs.MAIN: fused[:]}
+        return dataclasses.replace(self.first, heads=heads).on_file_grid().main
+
+
+def _labels(step: NamedOptions, array: LazyArray, spacing: Sequence[float] | None) -> np.ndarray:
+    """Labels ``(*S)`` after a step."""
+    found = postprocess.run((step,), array, spacing=spacing)
+    return found[:][0] if isinstance(found, Rows) else np.asarray(found)
 
 
 # --- all cases ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -309,7 +309,7 @@ def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, A
     rules = work[0].rules
     scores |= (
         {"units": found}
-        if (found := units(rules.metrics, any(pair.spacing for pair in work)))
+        if (found := units(rules.metrics, any(pair.spacing for pair in work), work[0].reading.dims))
         else {}
     )
     scores |= (
@@ -351,6 +351,12 @@ def _warn(scores: Mapping[str, Any]) -> None:
         logger.warning(
             f"nothing to count in {len(empty)} cases, which are in no mean: {', '.join(empty[:10])}"
         )
+    untrue = [i for i, row in scores["cases"].items() if any(_without_true_volume(row))]
+    if untrue:
+        logger.warning(
+            "volume_error has no value where the truth is empty and something is predicted (see"
+            f" volume_predicted): its mean lacks {len(untrue)} cases: {', '.join(untrue[:10])}"
+        )
     wide = [
         i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1
     ]
@@ -368,6 +374,15 @@ def _warn(scores: Mapping[str, Any]) -> None:
             " --metrics voi adapted_rand, which compare whole labelings: a class by class score"
             " compares equal numbers."
         )
+
+
+def _without_true_volume(row: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of volumes that were predicted where there is none in truth."""
+    for key, value in row.items():
+        if key.startswith("volume_true") and value == 0:
+            predicted = key.replace("volume_true", "volume_predicted")
+            if row.get(predicted, 0) > 0:
+                yield predicted
 
 
 def _require_one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:

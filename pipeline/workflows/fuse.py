@@ -24,7 +24,7 @@ from pipeline.config import read_yaml, structure
 from pipeline.data import listing
 from pipeline.data.normalise import WHOLE
 from pipeline.data.reading import load_image
-from pipeline.files import FileError, LazyArray
+from pipeline.files import FileError, LazyArray, Rows
 from pipeline.grid import Alignment
 from pipeline.inference import outputs
 from pipeline.inference import soft as softs
@@ -32,6 +32,7 @@ from pipeline.inference.fusion import FUSIONS, require_weights
 from pipeline.inference.fusion import fuse as fused_arrays
 from pipeline.inference.members import Reader, common_ids, looked_at, open_member
 from pipeline.inference.outputs import read_summary
+from pipeline.inference.soft import SoftPrediction
 from pipeline.inference.writing import Target, suffix_of, write_answer
 from pipeline.metrics.names import from_json
 from pipeline.progress import progress
@@ -192,6 +193,8 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     weights = [w for _, w in folders]
     logger.info(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
     alignments, unfit = looked_at(ids, readers)
+    unfit |= (unmeasured := _without_unit(list(alignments), readers[0], steps))
+    alignments = {i: found for i, found in alignments.items() if i not in unmeasured}
     _require_free(list(alignments), readers[0], job)
     failed = failed | unfit
     summary = {
@@ -257,6 +260,23 @@ def _with_regions(
         return (*own, *steps)
     order = list(before.get("regions_class_order") or ())
     return (NamedOptions(name="regions", options={"order": order}), *steps)
+
+
+def _without_unit(
+    ids: Sequence[str], first: Reader, steps: Sequence[NamedOptions]
+) -> dict[str, str]:
+    """Why cases cannot be post-processed by sizes in mm³, by case.
+
+    Raises UserError where none can.
+    """
+    found: dict[str, str] = {}
+    for case_id in ids if postprocess.in_mm3(steps) else ():
+        problem = postprocess.problem_of(steps, first.inspect(case_id).spacing)
+        if problem is not None:
+            found[case_id] = str(FileError(first.path(case_id), *problem))
+    if found and len(found) == len(ids):
+        raise UserError(next(iter(found.values())))
+    return found
 
 
 def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
@@ -440,27 +460,25 @@ def _fuse_case(
     readers, weights, fusion, alignments = members
     logger.info(f"\nProcessing {case_id}")
     loaded = [reader.load(case_id) for reader in readers]
-    first = loaded[0]
-    # The overlay of a picture, and the missing channel axis of .npy, need the array in memory.
-    streams = (
-        math.prod(first.main.shape) > WHOLE
-        and len(first.main.shape) == 4
-        and suffix_of(first) != ".npy"
-    )
-    heads: dict[str, LazyArray] = {}
-    for name in first.heads:
-        arrays = [
-            alignment.apply(np.asarray(soft.heads[name]))
-            for alignment, soft in zip(alignments, loaded, strict=True)
-        ]  # views of memory-mapped files
-        independent = first.meta.task == "regions"
-        fused = fused_arrays(arrays, weights, fusion, case_id, independent)
-        heads[name] = fused if streams else fused[:]
-    soft = dataclasses.replace(first, heads=heads)
-    if job.save_soft:
-        softs.save(job.output / "soft", soft)
-    size = tuple(soft.main.shape[1:])
     with files.scratch(job.output) as work:
+        loaded = _on_one_grid(loaded, alignments, work)
+        first = loaded[0]
+        # The overlay of a picture, and the missing channel axis of .npy, need the array in memory.
+        streams = (
+            math.prod(first.main.shape) > WHOLE
+            and len(first.main.shape) == 4
+            and suffix_of(first) != ".npy"
+        )
+        heads: dict[str, LazyArray] = {}
+        for name in first.heads:
+            arrays = [soft.heads[name] for soft in loaded]  # of memory-mapped files
+            independent = first.meta.task == "regions"
+            fused = fused_arrays(arrays, weights, fusion, case_id, independent)
+            heads[name] = fused if streams else fused[:]
+        soft = dataclasses.replace(first, heads=heads)
+        if job.save_soft:
+            softs.save(job.output / "soft", soft)
+        size = tuple(soft.on_file_grid().main.shape[1:])
         row = write_answer(
             soft,
             Target(
@@ -472,6 +490,35 @@ def _fuse_case(
             ),
         )
     return {"id": case_id, "status": "done", "shape": list(size), **row}
+
+
+def _on_one_grid(
+    loaded: Sequence[SoftPrediction], alignments: Sequence[Alignment], work: Path
+) -> list[SoftPrediction]:
+    """The members on one grid: their model space where all share it, else that of their input."""
+    if all(soft.space == loaded[0].space for soft in loaded) and all(
+        a.identity for a in alignments
+    ):
+        return list(loaded)
+    out = []
+    for number, (alignment, soft) in enumerate(zip(alignments, loaded, strict=True)):
+        given = soft.on_file_grid()
+        heads = {
+            name: _aligned(head, alignment, work / f"member_{number}_{name}.npy")
+            for name, head in given.heads.items()
+        }
+        out.append(dataclasses.replace(given, heads=heads))
+    return out
+
+
+def _aligned(head: LazyArray, alignment: Alignment, scratch: Path) -> LazyArray:
+    """A head with other axes: a view of its file, or of a scratch file where it has none."""
+    if alignment.identity:
+        return head
+    if isinstance(head, Rows):
+        files.stored(head, scratch)
+        head = np.load(scratch, mmap_mode="r", allow_pickle=False)
+    return alignment.apply(np.asarray(head))
 
 
 def _image(meta: softs.SoftMeta, size: tuple[int, ...]) -> np.ndarray | None:

@@ -18,9 +18,12 @@ import numpy as np
 from pipeline import files, plugins, postprocess
 from pipeline.config import to_dict
 from pipeline.data import reading
-from pipeline.data.model_space import ModelSpace, model_space
+from pipeline.data.model_space import ModelSpace
+from pipeline.data.normalise import IntensityScale
+from pipeline.data.spaces import space_of
 from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
+from pipeline.grid import by_mm, grid_of
 from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.options import ModelOptions
@@ -240,6 +243,9 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
             f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else "")
         )
         require_room_for(job, case, shape, str(given.dtype))
+        if TASKS[job.config.rules].decides:
+            spacing = grid_of(geometry, job.config.data.dims).spacing
+            postprocess.require_spacing(case.image[0], job.config.postprocess, spacing)
         space, notes = _to_model_space(job, case, given, geometry)
         size = space.size(shape)
         tiles = job.predictor.tiles(size)
@@ -250,8 +256,8 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         if parts is not None:
             require_room_for_blocks(job, parts, which, space)
         work = None if parts is None else parts.folder
-        array = space.to_model(given, None if work is None else work / "input.npy")
-        source, found = job.predictor.source(case.image[0], array)
+        scratch = None if work is None else work / "input.npy"
+        source, found = job.predictor.source(case.image[0], given, space, scratch)
         notes += _log_notes(case, found)
         heads = (
             _predict_in_memory(job, source, tiles)
@@ -269,12 +275,15 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
             return row
         if not streams:
             heads = {name: head[:] for name, head in heads.items()}
-        heads = {
-            name: space.to_file(head, work and work / f"{name}.npy") for name, head in heads.items()
-        }
         soft = SoftPrediction(
-            case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source)
+            case_id=case.id,
+            heads=heads,
+            geometry=geometry,
+            meta=_meta(job, case, source.scale, given),
+            space=space,
         )
+        if not space.changes_grid:  # then soft files lie in the order of the file, as ever
+            soft = soft.on_file_grid(work)
         image = None if streams or len(shape) != 2 else np.asarray(given[:])
         if job.save_soft:
             softs.save(job.output / "soft", soft)
@@ -301,12 +310,17 @@ def _to_model_space(
     Raises FileError where it cannot be predicted by these networks.
     """
     job.predictor.require_channels(case.image[0], len(array))
-    space = model_space(case, geometry, job.config.data.dims, job.predictor.trained_on)
-    if space.steps:
+    own = grid_of(geometry, job.config.data.dims)
+    space = space_of(case.image[0], own, array, job.config, job.predictor.trained_on)
+    if space.codes[1]:
         logger.info(
             f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and"
             " its answer back"
         )
+    if space.changes_grid:
+        size = " x ".join(map(str, space.size(array.shape[1:])))
+        voxels = f" of {by_mm(space.spacing)}" if space.spacing else ""
+        logger.info(f"  The model sees it as {size} voxels{voxels}")
     return space, _log_notes(case, [*geometry.notes, *space.notes])
 
 
@@ -323,13 +337,13 @@ def _predict_in_memory(job: PredictJob, source: Source, tiles: Tiling) -> Mappin
         return job.predictor.heads_of(source, advance)
 
 
-def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
+def _meta(job: PredictJob, case: Case, scale: IntensityScale, given: LazyArray) -> SoftMeta:
     """The record that is stored with probabilities."""
     return SoftMeta(
         task=job.config.rules,
         suffix=files.suffix(case.image[0]),
-        scale=source.scale,
-        dtype=str(source.array.dtype),
-        channels=len(source.array),
+        scale=scale,
+        dtype=str(given.dtype),
+        channels=len(given),
         image=tuple(str(p.absolute()) for p in case.image),
     )

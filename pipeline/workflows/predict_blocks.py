@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pipeline import files
-from pipeline.data import normalise
-from pipeline.data.model_space import ModelSpace, model_space
+from pipeline.data import normalise, reading
+from pipeline.data.model_space import ModelSpace
+from pipeline.data.spaces import space_of
 from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
+from pipeline.grid import grid_of
 from pipeline.inference import blocks
 from pipeline.inference.blocks import Blocks
 from pipeline.inference.sliding_window import Source, TileRun, with_fixed_norms
@@ -36,12 +41,19 @@ def count_blocks(job: PredictJob, case: Case) -> int:
         return 1
     size = found.shape[1:]
     try:
-        size = model_space(
-            case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on
-        ).size(size)
+        own = grid_of(files.geometry(case.image[0], dims), dims)
+        with reading.opened(case, dims) if job.config.data.crop else _unread(size) as (array, _):
+            space = space_of(case.image[0], own, array, job.config, job.predictor.trained_on)
+        size = space.size(size)
     except files.FileError:
         return 1
     return -(-size[0] // job.predictor.tiles(size).step)
+
+
+@contextlib.contextmanager
+def _unread(size: Sequence[int]) -> Iterator[tuple[LazyArray, None]]:
+    """An array of this size whose values nobody looks at."""
+    yield np.broadcast_to(np.uint8(0), (1, *size)), None
 
 
 def goes_by_blocks(job: PredictJob, case: Case) -> bool:
@@ -60,7 +72,14 @@ def goes_by_blocks(job: PredictJob, case: Case) -> bool:
     if blocks.folders(job.output, case.id):
         return True
     found = files.probe(case.image[0], job.config.data.dims)
-    return found.problem is None and math.prod(found.shape) * len(case.image) > normalise.WHOLE
+    return found.problem is None and _is_large(
+        job, found.shape[1:], found.shape[0] * len(case.image)
+    )
+
+
+def _is_large(job: PredictJob, size: Sequence[int], channels: int) -> bool:
+    """Whether image or probabilities hold more numbers than should be in memory."""
+    return math.prod(size) * max(channels, channels_of(job)) > normalise.WHOLE
 
 
 def is_streamed(job: PredictJob, array: LazyArray) -> bool:
@@ -73,7 +92,7 @@ def is_streamed(job: PredictJob, array: LazyArray) -> bool:
     Returns:
         True for images that should not be held in memory.
     """
-    return job.blocks == "always" or math.prod(array.shape) > normalise.WHOLE
+    return job.blocks == "always" or _is_large(job, array.shape[1:], len(array))
 
 
 def blocks_of(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -> Blocks:

@@ -172,7 +172,9 @@ def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
     These are probabilities, and files that are not compressed.
     """
     task, planes, voxels = TASKS[job.config.rules], channels_of(job), math.prod(size)
-    soft = planes * voxels * np.dtype(task.soft_type).itemsize if job.save_soft else 0
+    # On another grid their number is not known before the image is read.
+    saved = job.save_soft and not job.config.data.has_space
+    soft = planes * voxels * np.dtype(task.soft_type).itemsize if saved else 0
     plain = files.suffix(case.image[0]) in (".npy", ".nii")
     return soft + (voxels * task.bytes_per_voxel(planes, dtype) if plain else 0)
 

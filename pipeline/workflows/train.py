@@ -335,7 +335,11 @@ def _open_run(
         version=version,
         scoring=scoring_of(config, version, cached),
         trained_on=world.trained_on(
-            data.layout, data.properties, class_names(config), _channel_names(config, channels[0])
+            data.layout,
+            data.properties,
+            class_names(config),
+            config.data,
+            _channel_names(config, channels[0]),
         ),
     )
 

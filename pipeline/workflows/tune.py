@@ -127,8 +127,9 @@ class Study:
 
     @property
     def units(self) -> dict[str, str]:
-        """Unit of the metric, where it is a length."""
-        return units([self.metric], all(c.spacing is not None for c in self.cases))
+        """Units of the metric's values that are lengths or volumes."""
+        known = all(c.spacing is not None for c in self.cases)
+        return units([self.metric], known, self.config.data.dims)
 
     @property
     def name(self) -> str:
@@ -221,6 +222,7 @@ def tune_postprocessing(
     spec = Path(out) if out is not None else Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(spec, force)
     plan = make_search_plan(study, None if space is None else Path(space))
+    require_spacings(study, plan)
     with lock.held(study.folder / lock.NAME), make_trials(study, workers) as trials:
         study = usable(study, trials, plan)
         parts = make_parts(study, by)
@@ -263,8 +265,8 @@ def prepare(
     config = sources[0].config
     check_alike(sources)
     cases = case_files(sources, data_dir)
-    paths = [folder / f"{case.id}.npy" for case in cases for folder in case.soft]
-    shapes = [np.load(path, mmap_mode="r", allow_pickle=False).shape for path in paths]
+    softs = (soft.load(folder, case.id) for case in cases for folder in case.soft)
+    shapes = [found.on_file_grid().main.shape for found in softs]
     metric = choose_metric(metric_name, config)
     return Study(
         sources=sources,
@@ -677,6 +679,32 @@ def read_space(
                     " first stage."
                 )
     return stages
+
+
+def require_spacings(study: Study, plan: SearchPlan) -> None:
+    """Check that sizes in mm³ can be followed in every case.
+
+    Args:
+        study: the cases.
+        plan: what the search may try.
+
+    Raises:
+        UserError: for cases whose images carry no unit of length.
+    """
+    tried = (plan.start.steps, *itertools.chain(*plan.stages))
+    steps = [step for steps in tried for step in steps]
+    if not postprocess.in_mm3(steps):
+        return
+    found = {
+        c.id: problem
+        for c in study.cases
+        if (problem := postprocess.problem_of(steps, soft.load(c.soft[0], c.id).spacing))
+    }
+    if found:
+        (problem, suggestion), names = next(iter(found.values())), ", ".join(list(found)[:10])
+        raise UserError(
+            f"the image of each of {len(found)} cases ({names}) {problem}. {suggestion}."
+        )
 
 
 def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:

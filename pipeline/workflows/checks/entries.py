@@ -238,7 +238,8 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
         Errors and warnings.
     """
     shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
-    yield from _for_sizes(config, shapes)
+    seen = [(f.shapes["image"][0], *f.model_size) for f in properties if "image" in f.shapes]
+    yield from _for_sizes(config, shapes, seen)
     yield from _channel_names(config, {s[0] for s in shapes})
     parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
@@ -246,6 +247,8 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
         f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")
     ]
     yield from _caught("metrics", lambda: worlds.require_millimetres(parts, without_unit))
+    if TASKS[config.rules].decides:
+        yield from _without_unit(config, properties)
 
 
 def _channel_names(config: Config, found: Collection[int]) -> Iterator[Problem]:
@@ -259,8 +262,22 @@ def _channel_names(config: Config, found: Collection[int]) -> Iterator[Problem]:
         )
 
 
-def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
-    """Metrics, halos and norms for the image sizes."""
+def _without_unit(config: Config, properties: Sequence[CaseProperties]) -> Iterator[Problem]:
+    """Sizes of post-processing in mm³ where images carry no unit of length."""
+    bare = [f.id for f in properties if "image" in f.grids and not f.grids["image"].get("spacing")]
+    problem = postprocess.problem_of(config.postprocess, None)
+    if bare and problem is not None:
+        yield Problem(
+            f"postprocess: each of the images of {len(bare)} cases ({', '.join(bare[:10])})"
+            f" {problem[0]}. {problem[1]}.",
+            ("postprocess",),
+        )
+
+
+def _for_sizes(
+    config: Config, shapes: Sequence[tuple[int, ...]], seen: Sequence[tuple[int, ...]]
+) -> Iterator[Problem]:
+    """Metrics for the sizes of images; halos and norms for those in model space, ``seen``."""
     sides = [tuple(s[1:]) for s in shapes]
     smallest = tuple(min((32, *axis)) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
@@ -269,10 +286,10 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
                 yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
     if config.predict.patch != "whole" and not list(_tiles(config)):
         try:
-            uncovered = list(_halos(config, shapes)) if config.predict.halo else []
+            uncovered = list(_halos(config, seen)) if config.predict.halo else []
             yield from uncovered
             yield from (
-                _norms(config, shapes) if config.predict.norms != "tile" and not uncovered else ()
+                _norms(config, seen) if config.predict.norms != "tile" and not uncovered else ()
             )
         except trials.EXPECTED:
             return  # the network cannot be built, which is reported elsewhere

@@ -218,7 +218,7 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
     faults = [
         *found.faults,
         *checks.faults(properties, found.train, config),
-        *world.faults(properties, found.train, root, start.continues),
+        *world.faults(properties, found.train, root, start.continues, config.data),
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
         *_other_regions(config, root),
@@ -245,7 +245,7 @@ def _large_patch(
     config: Config, properties: Sequence[CaseProperties], root: Path
 ) -> Iterator[Fault]:
     """Warn of a patch that is mostly padding in every case."""
-    sizes = [f.shapes["image"][1:] for f in properties if "image" in f.shapes]
+    sizes = [f.model_size for f in properties if "image" in f.shapes]
     largest = (
         [max(axis) for axis in zip(*sizes, strict=True)]
         if len({len(s) for s in sizes}) == 1
