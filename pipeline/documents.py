@@ -293,25 +293,36 @@ class Space(TypedDict):
     spacing: list[float] | None
 
 
+Pair = Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
+"""Two numbers, such as a numerator and a denominator."""
+
+
+class ChannelRangeJson(TypedDict):
+    """:class:`pipeline.data.scales.ChannelRange` as JSON."""
+
+    to: Pair
+    clip: bool
+    window: NotRequired[Pair | None]
+
+
 class Scale(TypedDict):
-    """:class:`pipeline.data.normalise.IntensityScale` as JSON."""
+    """:class:`pipeline.data.scales.IntensityScale` as JSON."""
 
     low: list[float]
     high: list[float]
-    to: Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
+    to: Pair
     clip: bool
+    ranges: NotRequired[list[ChannelRangeJson]]
 
 
 class GeometryJson(TypedDict):
     """:class:`pipeline.records.Geometry` as JSON."""
 
-    format: Literal["nifti", "tiff", "zarr", "image", "none"]
+    format: Literal["nifti", "tiff", "zarr", "itk", "image", "none"]
     meta: dict[str, Any]
     notes: NotRequired[list[str]]
 
 
-Pair = Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
-"""Two numbers, such as a numerator and a denominator."""
 Row = Annotated[list[float | None], Rule(lambda value: len(value) == 4, "of four numbers")]
 """Row of an affine."""
 
@@ -323,6 +334,27 @@ class NiftiMeta(TypedDict):
     endian: Literal["<", ">"]
     affine: Annotated[list[Row], Rule(lambda value: len(value) == 4, "of four rows")]
     shape: NotRequired[list[Size]]
+
+
+Axis = Annotated[list[float], Rule(lambda value: len(value) in (2, 3), "of two or three numbers")]
+"""Numbers for each space axis."""
+
+
+class ItkMeta(TypedDict):
+    """``meta`` of the geometry of a MetaImage, NRRD or DICOM file."""
+
+    affine: Annotated[
+        list[Annotated[list[float], Rule(lambda value: len(value) == 4, "of four numbers")]],
+        Rule(lambda value: len(value) == 4, "of four rows"),
+    ]
+    spacing: Axis
+    origin: Axis
+    directions: Annotated[
+        list[Axis], Rule(lambda value: len(value) in (2, 3), "of two or three rows")
+    ]
+    placed: bool
+    unit: str
+    dims: NotRequired[Literal[2, 3]]
 
 
 class TiffMeta(TypedDict):
@@ -360,6 +392,12 @@ class NiftiGeometry(TypedDict):
     meta: NiftiMeta
 
 
+class ItkGeometry(TypedDict):
+    """A geometry whose ``meta`` is of MetaImage, NRRD or DICOM."""
+
+    meta: ItkMeta
+
+
 class TiffGeometry(TypedDict):
     """A geometry whose ``meta`` is of TIFF."""
 
@@ -384,6 +422,12 @@ class NiftiSoft(TypedDict):
     geometry: NiftiGeometry
 
 
+class ItkSoft(TypedDict):
+    """A document with the geometry of MetaImage, NRRD or DICOM."""
+
+    geometry: ItkGeometry
+
+
 class TiffSoft(TypedDict):
     """A document with a TIFF geometry."""
 
@@ -404,6 +448,7 @@ class PlainSoft(TypedDict):
 
 PLACES: dict[str, Any] = {
     "nifti": NiftiSoft,
+    "itk": ItkSoft,
     "tiff": TiffSoft,
     "zarr": ZarrSoft,
     "image": PlainSoft,
@@ -565,6 +610,17 @@ class StoredGrid(TypedDict):
     spacing: NotRequired[list[float] | None]
 
 
+class IntensitiesJson(TypedDict):
+    """:class:`pipeline.data.intensities.Intensities` as JSON."""
+
+    count: Size
+    mean: float
+    squares: float
+    start: float
+    step: float
+    counts: list[Size]
+
+
 class CasePropertiesJson(TypedDict):
     """:class:`pipeline.data.properties.CaseProperties` as JSON."""
 
@@ -585,6 +641,8 @@ class CasePropertiesJson(TypedDict):
     scale_notes: list[str]
     outside: dict[str, Annotated[list[str], Rule(lambda value: len(value) == 2, "of two texts")]]
     grids: dict[str, StoredGrid | dict[str, Any]]
+    space: NotRequired[Space | None]
+    intensities: NotRequired[list[IntensitiesJson]]
 
 
 class KnownProperties(TypedDict):

@@ -1,7 +1,8 @@
 """World grids: axis order and spacing of arrays, and flips and axis orders between grids.
 
-Two families of files order their axes differently. NIfTI arrays are ``(X, Y, Z)`` with an affine
-that says where they lie; TIFF, Zarr, NumPy arrays and pictures are ``(Z, Y, X)`` without one.
+Two families of files order their axes differently. Arrays of NIfTI, MetaImage, NRRD and DICOM are
+``(X, Y, Z)`` with an affine that says where they lie; TIFF, Zarr, NumPy arrays and pictures are
+``(Z, Y, X)`` without one.
 Nothing says which axis of one family is which of the other, so files of different families are
 never compared voxel by voxel. Within NIfTI, grids that are equal up to flips and axis order are
 mapped onto one another exactly; nothing is resampled here.
@@ -13,7 +14,7 @@ import base64
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nibabel
@@ -42,8 +43,8 @@ class Grid:
     """How the space axes of an array lie in the world, as far as its file says.
 
     Args:
-        family: ``nifti`` for ``(X, Y, Z)`` with an affine, ``array`` for ``(Z, Y, X)`` (in 2D
-            ``(Y, X)``) without.
+        family: ``nifti`` for ``(X, Y, Z)`` with an affine (also MetaImage, NRRD and DICOM),
+            ``array`` for ``(Z, Y, X)`` (in 2D ``(Y, X)``) without.
         spacing: millimetres between voxels along each space axis of the array; None where the file
             carries no unit.
         codes: nearest anatomical direction of each axis, such as ``RAS``; None where the file says
@@ -121,6 +122,8 @@ def grid_of(geometry: Geometry, dims: int) -> Grid:
     meta = geometry.meta
     if geometry.format == "nifti":
         return _nifti(meta, dims)
+    if geometry.format == "itk":
+        return _itk(meta, dims)
     spacing = {"zarr": _zarr_spacing, "tiff": _tiff_spacing}.get(
         geometry.format, lambda meta, dims: None
     )(meta, dims)
@@ -146,6 +149,35 @@ def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
         codes=codes,
         affine=tuple(tuple(float(x) for x in row) for row in affine),
     )
+
+
+def _itk(meta: Mapping[str, Any], dims: int) -> Grid:
+    """Grid of MetaImage, NRRD or DICOM, whose affine is in millimetres."""
+    sizes = {len(meta[key]) for key in ("spacing", "origin", "directions")}
+    sizes |= {len(row) for row in meta["directions"]}
+    if len(sizes) > 1:
+        raise UserError(
+            f"spacing, origin and directions are of {sorted(sizes)} axes. Give as many of each."
+        )
+    found = affine_grid(meta["affine"], dims)
+    stated = meta["placed"] or bool(meta["unit"]) or any(s != 1 for s in meta["spacing"][:dims])
+    return replace(
+        found,
+        spacing=found.spacing if stated else None,
+        codes=found.codes if meta["placed"] else None,
+    )
+
+
+def has_world(geometry: Geometry) -> bool:
+    """Whether arrays of a geometry are ``(X, Y, Z)`` with an affine, the family ``nifti``.
+
+    Args:
+        geometry: what a file says.
+
+    Returns:
+        False for TIFF, Zarr, NumPy arrays and pictures.
+    """
+    return geometry.format in ("nifti", "itk")
 
 
 def affine_grid(affine: Any, dims: int) -> Grid:

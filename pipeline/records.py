@@ -197,7 +197,9 @@ class Geometry:
     """
 
     format: str = "none"
-    """``nifti``, ``tiff``, ``zarr``, ``image`` (PNG, JPEG) or ``none``."""
+    """``nifti``, ``itk`` (MetaImage, NRRD, DICOM), ``tiff``, ``zarr``, ``image`` (PNG, JPEG) or
+    ``none``.
+    """
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able, and private to ``files``."""
     notes: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents, files, plugins
-from pipeline.config import Config, Problem, difference, dump, load, read_yaml, to_dict
+from pipeline.config import Config, Problem, difference, dump, load, numbers, read_yaml, to_dict
 from pipeline.files import lock
 from pipeline.plugins import Plugin
 from pipeline.records import METRICS_VERSION, FoldResult, UserError
@@ -629,6 +629,8 @@ class RunFolder:
     def changed_settings(self, config: Config) -> list[str]:
         """Compare a config with that of the run.
 
+        Numbers that the run found in its data count as equal where the config leaves them out.
+
         Args:
             config: the config to continue with.
 
@@ -637,7 +639,8 @@ class RunFolder:
         """
         if not self.exists:
             return []
-        changes = difference(to_dict(self.config()), to_dict(config))
+        stored = self.config()
+        changes = difference(to_dict(stored), to_dict(numbers.filled(config, stored)))
         return [c for c in changes if c.partition(":")[0] not in HARMLESS]
 
     def changed_cases(self, listing: Mapping[str, Any]) -> list[str]:

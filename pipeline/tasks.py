@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.normalise import IntensityScale
-from pipeline.files.names import READ_ONLY
+from pipeline.files.names import INSTEAD
 
 if TYPE_CHECKING:
     import torch
@@ -215,13 +215,13 @@ class Labels:
         return ((soft[0] >= 0.5) if len(soft) == 1 else soft.argmax(0)).astype(np.uint8)
 
     def suffix(self, given: str) -> str:
-        """PNG in place of what cannot be written, and of JPEG, which would invent labels.
+        """Another format in place of what cannot be written, PNG of JPEG, which invents labels.
 
         Example:
-            >>> Labels().suffix(".jpg"), Labels().suffix(".tif")
-            ('.png', '.tif')
+            >>> Labels().suffix(".jpg"), Labels().suffix(".tif"), Labels().suffix(".dcm")
+            ('.png', '.tif', '.nii.gz')
         """
-        return ".png" if given in (*READ_ONLY, ".jpg", ".jpeg") else given
+        return ".png" if given in (".jpg", ".jpeg") else INSTEAD.get(given, given)
 
     def names(self, case_id: str, given: str) -> list[str]:
         """The label map, its visualisation and its overlay.
@@ -338,13 +338,13 @@ class Image:
         return array.astype(dtype)
 
     def suffix(self, given: str) -> str:
-        """PNG in place of what cannot be written.
+        """Another format in place of what cannot be written.
 
         Example:
             >>> Image().suffix(".jpg"), Image().suffix(".gif")
             ('.jpg', '.png')
         """
-        return ".png" if given in READ_ONLY else given
+        return INSTEAD.get(given, given)
 
     def names(self, case_id: str, given: str) -> list[str]:
         """The image, and its mask of change as PNG or TIFF.

@@ -8,8 +8,11 @@ import copy
 import gzip
 import io
 import json
+import os
 import random
+import re
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +119,53 @@ def nifti_seeds() -> dict[str, bytes]:
         "extended": noted.to_bytes(),
         "two": nibabel.Nifti2Image(VOLUME.T.astype(np.float32), np.eye(4)).to_bytes(),
     }
+
+
+def placed_seeds() -> dict[str, dict[str, bytes]]:
+    """Of MetaImage, NRRD and DICOM as ITK writes them, by suffix, then by name."""
+    import SimpleITK as sitk  # noqa: N813
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    grey = sitk.GetImageFromArray(VOLUME)
+    vectors = sitk.GetImageFromArray(PICTURE[None], isVector=True)
+    floats = sitk.Cast(grey, sitk.sitkFloat32)
+    flat = sitk.GetImageFromArray(VOLUME[0])
+    slices = sitk.GetImageFromArray(VOLUME[:1])
+    kinds: dict[str, dict[str, tuple[sitk.Image, bool]]] = {
+        suffix: {
+            "plain": (grey, False),
+            "packed": (floats, True),
+            "vectors": (vectors, True),
+            "flat": (flat, False),
+        }
+        for suffix in (".mha", ".nrrd")
+    }
+    kinds[".dcm"] = {"implicit": (slices, False), "jpeg2000": (slices, True)}
+    kinds[".dcm"] |= {"frames": (sitk.Cast(grey, sitk.sitkUInt8), False)}
+    found: dict[str, dict[str, bytes]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix, images in kinds.items():
+            for name, (image, packed) in images.items():
+                path = Path(folder) / f"a{suffix}"
+                sitk.WriteImage(image, os.fspath(path), useCompression=packed)
+                found.setdefault(suffix, {})[name] = path.read_bytes()
+    return found
+
+
+def damage_header(rng: random.Random, data: bytes) -> bytes:
+    """One to three numbers or words of the first 600 bytes changed, repeated or taken away."""
+    head, rest = data[:600], data[600:]
+    for _ in range(rng.randint(1, 3)):
+        words = list(re.finditer(rb"-?[0-9.]+|[A-Za-z_]+|\n", head))
+        if not words:
+            break
+        word = rng.choice(words)
+        new = rng.choice(
+            [str(rng.choice(ODD)).encode(), b"-1", b"nan", b"1e400", b"", b"LOCAL", b"none", b"%d"]
+            + [other[0] for other in rng.sample(words, min(3, len(words)))]
+        )
+        head = head[: word.start()] + new + head[word.end() :]
+    return head + rest
 
 
 def picture_seeds() -> dict[str, dict[str, bytes]]:

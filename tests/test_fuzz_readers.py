@@ -134,6 +134,42 @@ def test_npy(tmp_path: Path, damage: seeds.Damage, rng: random.Random, name: str
         check(path, dims)
 
 
+@cache
+def placed() -> dict[str, dict[str, bytes]]:
+    return seeds.placed_seeds()
+
+
+@pytest.mark.parametrize("damage", [seeds.damage_bytes, seeds.damage_header])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".mhd", ".nhdr"])
+@draw
+@given(
+    rng=st.randoms(use_true_random=False),
+    name=st.sampled_from(["plain", "packed", "vectors", "flat"]),
+)
+def test_metaimage_and_nrrd(
+    tmp_path: Path, damage: seeds.Damage, suffix: str, rng: random.Random, name: str
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    (tmp_path / "LOCAL").write_bytes(bytes(9))
+    whole = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
+    path.write_bytes(damage(rng, placed()[whole][name]))
+    for dims in (3, 2):
+        check(path, dims)
+
+
+@pytest.mark.parametrize("name", ["implicit", "jpeg2000", "frames"])
+@draw
+@given(rng=st.randoms(use_true_random=False))
+def test_dicom(tmp_path: Path, name: str, rng: random.Random) -> None:
+    """Half of them keep their mark and their first group, or little else would be damaged."""
+    data = placed()[".dcm"][name]
+    kept = data[:300] if rng.random() < 0.5 else b""
+    path = tmp_path / "x.dcm"
+    path.write_bytes(kept + seeds.damage_bytes(rng, data[len(kept) :]))
+    for dims in (3, 2):
+        check(path, dims)
+
+
 @pytest.fixture(scope="module")
 def zarrs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return seeds.write_zarrs(tmp_path_factory.mktemp("zarrs"))
@@ -161,6 +197,7 @@ def test_zarr(tmp_path: Path, zarrs: list[Path], what: str, rng: random.Random) 
 def test_sound_seeds_are_read(tmp_path: Path, zarrs: list[Path]) -> None:
     """Else the damaged ones would say nothing."""
     kinds = {".tif": tiffs(), ".nii": seeds.nifti_seeds(), ".npy": seeds.npy_seeds(), **pictures()}
+    kinds |= placed()
     for suffix, found in kinds.items():
         for name, data in found.items():
             path = tmp_path / f"{name}{suffix}"

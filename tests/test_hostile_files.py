@@ -68,6 +68,45 @@ def test_good_images_are_predicted_beside_hostile_ones(tmp_path: Path) -> None:
         assert words in str(found[name[0]]), name
 
 
+def test_good_volumes_are_predicted_beside_hostile_ones(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("a.mha", "z.nrrd"):
+        files.write(images / name, small_models.noise((16, 17, 18)))
+    good = (images / "a.mha").read_bytes()
+    lines = good.split(b"\n")
+    huge = good.replace(b"DimSize = 16 17 18", b"DimSize = 60000 60000 60000")
+    assert huge != good
+    read = b"\n".join(line for line in lines[:12] if b"Compressed" not in line) + b"\n"
+    axes = b"NRRD0004\ntype: uint8\ndimension: 9999999\n"
+    mark = bytes(128) + b"DICM"
+    hostile = {
+        "b.mha": (huge, "can hold"),
+        "c.mha": (b"".join(b"A%d = 1\n" % n for n in range(200_000)), "cut off"),
+        "d.mha": (
+            read.split(b"ElementDataFile")[0] + b"ElementDataFile = /etc/passwd\n",
+            "outside",
+        ),
+        "e.nrrd": (b"NRRD0004\n" + b"#" * 2**21, "header of more than"),
+        "f.nrrd": (axes + b"sizes: 1\nencoding: raw\n\n", "9999999 whole numbers"),
+        "g.dcm": (
+            mark + b"\2\0\x10\0OB\0\0\xff\xff\xff\xff" + bytes(99),
+            "an element of 4294967295",
+        ),
+    }
+    for name, (data, _) in hostile.items():
+        (images / name).write_bytes(data)
+    (images / "h").mkdir()
+    (images / "h" / "1").write_bytes(hostile["g.dcm"][0])
+    model = small_models.model_file(tmp_path)
+    assert small_models.run_predict(model, images, out) == 3
+    found = {row["id"]: row for row in small_models.rows(out)}
+    assert {name for name, row in found.items() if not row.get("error")} == {"a", "z"}
+    assert "an element of" in found["h"]["error"]
+    for name, (_, words) in hostile.items():
+        assert words in str(found[name[0]]), (name, found[name[0]])
+
+
 def test_odd_but_good_nifti_are_predicted(tmp_path: Path) -> None:
     """A gzip file may begin with an empty stream or consist of many short ones, and a header may
     end in padding after its extensions.

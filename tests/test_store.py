@@ -23,7 +23,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pipeline import config, files
-from pipeline.data import cache, cases, checks, normalise, properties, reading, targets
+from pipeline.data import (
+    cache,
+    cases,
+    checks,
+    normalise,
+    properties,
+    reading,
+    statistics,
+    targets,
+)
 from pipeline.records import Case, Fault, NamedOptions, UserError
 
 RNG = np.random.default_rng(7)
@@ -514,7 +523,7 @@ def test_percentiles_equal_numpys(values: np.ndarray, at: list[float]) -> None:
 
 
 def test_histograms_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalise, "CHUNK", 7)
+    monkeypatch.setattr(statistics, "CHUNK", 7)
     np.testing.assert_array_equal(
         normalise.histogram(IMAGE), np.bincount(IMAGE.ravel(), minlength=256)
     )

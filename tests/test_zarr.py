@@ -18,6 +18,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import pipeline as pl
 from pipeline import files
 from pipeline.config import from_dict
 from pipeline.data import cases
@@ -173,6 +174,100 @@ def test_what_is_no_image_is_refused_with_a_cure(tmp_path: Path) -> None:
         found = files.probe(tmp_path / f"{name}.zarr", 3)
         assert found.problem, name
         assert word in found.problem + found.suggestion, found
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_level_is_chosen_in_the_path(version: str, tmp_path: Path) -> None:
+    """With its own scale, of level and pyramid multiplied; nothing chosen is level 0."""
+    array = RNG.integers(0, 999, (2, 9, 20, 16)).astype(np.uint16)
+    path = ome(tmp_path / "a.ome.zarr", array, "czyx", version)
+    chosen = {n: tmp_path / f"a.ome.zarr#level={n}" for n in (0, 1)}
+    for given_path, level in ((path, 0), (chosen[0], 0), (chosen[1], 1)):
+        read, geometry = files.read(given_path, 3)
+        np.testing.assert_array_equal(read, array[..., ::2, ::2] if level else array)
+        with files.view(given_path, 3) as (rows, _):
+            np.testing.assert_array_equal(rows[:, 2:5], read[:, 2:5])
+        factor = 4 if level else 2
+        assert geometry.meta["scale"] == [10.0 * (factor + n) for n in range(3)]
+        assert files.probe(given_path, 3).shape == read.shape
+        assert files.case_id(given_path) == "a"
+        files.write(tmp_path / "out.ome.zarr", read[0], geometry)
+        assert files.geometry(tmp_path / "out.ome.zarr", 3) == geometry
+
+
+@pytest.mark.parametrize("axes", ["tczyx", "zctyx", "cztyx", "yxtcz"])
+def test_a_time_is_chosen_and_axes_go_by_name(axes: str, tmp_path: Path) -> None:
+    size = {"t": 3, "c": 2, "z": 5, "y": 8, "x": 6}
+    array = RNG.integers(0, 999, [size[a] for a in axes]).astype(np.uint16)
+    path = ome(tmp_path / "a.zarr", array, axes, "0.4")
+    found = files.probe(path, 3)
+    assert "series of 3 times" in str(found.problem)
+    assert "a.zarr#time=0" in found.suggestion
+    for time in range(3):
+        read, geometry = files.read(tmp_path / f"a.zarr#time={time}", 3)
+        expected = array.transpose([axes.index(a) for a in "tczyx"])[time]
+        np.testing.assert_array_equal(read, expected)
+        assert geometry.meta["scale"] == [20.0, 30.0, 40.0]
+        with files.view(tmp_path / f"a.zarr#time={time}", 3) as (rows, _):
+            np.testing.assert_array_equal(rows[:, 1:3], expected[:, 1:3])
+
+
+def test_axes_go_by_type_where_their_names_are_free(tmp_path: Path) -> None:
+    array = RNG.integers(0, 99, (2, 3, 4, 5, 6)).astype(np.uint8)
+    kinds = (("moment", "time"), ("stain", "channel"), *((n, "space") for n in "zyx"))
+    entries = {"axes": [{"name": n, "type": t} for n, t in kinds]}
+    ome(tmp_path / "a.zarr", array, "tczyx", "0.5", entries)
+    np.testing.assert_array_equal(files.read(tmp_path / "a.zarr#time=1", 3)[0], array[1])
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("level=2", "has 2 levels, of which level 2 is none. Choose one from level=0"),
+        ("time=3", "has 3 times, of which time 3 is none"),
+        ("level=-1", "neither level=N nor time=N"),
+        ("level=1,level=0", "neither level=N nor time=N"),
+        ("channel=1", "neither level=N nor time=N"),
+        ("", "neither level=N nor time=N"),
+    ],
+)
+def test_choices_that_are_refused(choice: str, words: str, tmp_path: Path) -> None:
+    ome(tmp_path / "a.zarr", np.zeros((3, 4, 8, 6), np.uint8), "tzyx", "0.4")
+    with pytest.raises(files.FileError, match=words):
+        files.read(tmp_path / f"a.zarr#{choice}", 3)
+    ome(tmp_path / "b.zarr", np.zeros((4, 8, 6), np.uint8), "zyx", "0.4")
+    with pytest.raises(files.FileError, match="no axis of time"):
+        files.read(tmp_path / "b.zarr#time=0", 3)
+    zarr.create_array(tmp_path / "c.zarr", data=np.zeros((4, 8, 6), np.uint8))
+    with pytest.raises(files.FileError, match="plain array"):
+        files.read(tmp_path / "c.zarr#level=0,time=0", 3)
+
+
+def test_a_link_chooses_for_training(tmp_path: Path) -> None:
+    array = RNG.integers(0, 99, (4, 8, 6)).astype(np.uint8)
+    path = ome(tmp_path / "all" / "a.zarr", array, "zyx", "0.5")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.zarr#level=1").symlink_to(path)
+    data = from_dict({"name": "t", "network": "unet", "losses": ["dice"]}).data
+    (case,) = cases.inputs(images, data)
+    assert case.id == "a"
+    np.testing.assert_array_equal(files.read(case.image[0], 3)[0][0], array[:, ::2, ::2])
+
+
+def test_a_level_is_predicted_on_its_own_grid(tmp_path: Path) -> None:
+    array = RNG.integers(0, 250, (17, 40, 36)).astype(np.uint8)
+    path = ome(tmp_path / "a.ome.zarr", array, "zyx", "0.5")
+    model = small_models.model_file(tmp_path / "m")
+    chosen = path.with_name("a.ome.zarr#level=1")
+    assert small_models.run_predict(model, chosen, tmp_path / "out") == 0
+    (row,) = small_models.rows(tmp_path / "out")
+    assert (row["id"], row["output"], row["shape"]) == ("a", "a.ome.zarr", [17, 20, 18])
+    answer, geometry = files.read(tmp_path / "out" / "a.ome.zarr", 3)
+    assert geometry == files.geometry(chosen, 3)
+    predictor = pl.Predictor.load(model, device="cpu")
+    np.testing.assert_array_equal(predictor.predict(str(chosen)), answer[0])
+    assert small_models.run_predict(model, chosen, path / "out") == 2  # inside its own input
 
 
 def test_names() -> None:

@@ -272,7 +272,8 @@ def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
     try:
         return _adapter(kind).validate_json(json.dumps(full), strict=True), found
     except ValidationError as error:
-        return None, [*found, *(_problem_of(item) for item in error.errors(include_url=False))]
+        items = (_of_one_kind(full, item) for item in error.errors(include_url=False))
+        return None, [*found, *(_problem_of(item) for item in items if item is not None)]
     finally:
         noted_problems.reset(token)
 
@@ -282,6 +283,18 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def _of_one_kind(full: Any, item: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A fault of a key that takes an entry or a list of entries; None for the kind it is not."""
+    where = list(item["loc"])
+    named = [n for n, part in enumerate(where) if "NamedOptions" in str(part)]
+    if named:
+        is_list = str(where[named[0]]).startswith("tuple")
+        if is_list != isinstance(_at(full, [str(x) for x in where[: named[0]]]), list):
+            return None
+        del where[named[0]]
+    return {**item, "loc": tuple(where)}
 
 
 def _problem_of(item: Mapping[str, Any]) -> Problem:
@@ -301,6 +314,7 @@ STAND_INS = {
     r"(metrics|train\.validate\.metrics)\.\d+": {"name": "dice"},
     r"postprocess\.\d+": {"name": "fill_holes"},
     r"data\.augment\.\d+": {"name": "flip"},
+    r"data\.normalise\.\d+": {"name": "percentile"},
     r"data\.folders\.image": "images",
 }
 """Values in place of faulty keys without a default, so that the other keys can be checked.
@@ -361,11 +375,10 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
 
     Unknown keys are added to ``faults``, each with the nearest known one.
     """
-    kind = (
-        next((k for k in typing.get_args(kind) if k is not type(None)), kind)
-        if isinstance(kind, types.UnionType)
-        else kind
-    )
+    if isinstance(kind, types.UnionType):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        lists = [k for k in kinds if typing.get_origin(k) is tuple]
+        kind = (lists if isinstance(value, list) and lists else kinds)[0]
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return [
             _expand(v, typing.get_args(kind)[0], f"{key}.{i}", faults) for i, v in enumerate(value)

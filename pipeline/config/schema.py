@@ -273,6 +273,8 @@ class Data:
     ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``.
     ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them,
     ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there.
+    A folder of the DICOM slices of one series counts as an image of its name, ``ID/`` or
+    ``ID_0000/``.
     """
     folders: Mapping[str, str] = field(
         default_factory=lambda: {"image": "images", "label": "masks"}
@@ -361,10 +363,17 @@ class Data:
     """
     resample: Resample = field(default_factory=Resample)
     """How ``spacing`` is reached; without effect where that is ``null``."""
-    normalise: NamedOptions = field(
+    normalise: NamedOptions | tuple[NamedOptions, ...] = field(
         default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5})
     )
-    """Entry of NORMALISE, the same in training and prediction."""
+    """Entry of NORMALISE for all channels, or a list with one for each, in training and prediction.
+
+    ``percentile``, ``range``, ``zscore`` (with ``mask: true`` of the non-zero part of the image,
+    and 0 outside), ``ct``, ``rescale`` (each image's minimum and maximum), ``rgb`` (0..255 to 0..1)
+    and ``none``. The numbers of ``ct`` (``low``, ``high``, ``mean``, ``std``) are found in the
+    foreground of all training cases unless they are given, and stand in the run's config and its
+    model files.
+    """
     patch: Patch = field(default_factory=Patch)
     augment: tuple[NamedOptions, ...] = ()
     """Entries of AUGMENT, applied in this order.
@@ -400,6 +409,11 @@ class Data:
             self.binarise is None or self.classes == 2,
             f"data.binarise is {self.binarise}, which needs data.classes: 2, not {self.classes}.",
             "data.binarise",
+        )
+        require(
+            isinstance(self.normalise, NamedOptions) or len(self.normalise) > 0,
+            "data.normalise is an empty list. Give one entry for all channels, or one for each.",
+            "data.normalise",
         )
         padded = self.frames.padded
         require(

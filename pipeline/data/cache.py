@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import config, documents, files
+from pipeline.config.numbers import entries
 from pipeline.data import normalise, spaces
 from pipeline.data.model_space import ModelSpace
+from pipeline.data.prepare import prepared
 from pipeline.data.properties import (
     READ_ONLY,
     CaseProperties,
@@ -71,7 +73,9 @@ class CachedCase:
 
     case: Case
     image: Volume
-    """``(C, *S)`` as its file has it; float64 as float32. Not normalised."""
+    """``(C, *S)`` as its file has it; float64 as float32. Not normalised, but float32 with its mask
+    (:func:`pipeline.data.prepare.prepared`) where the normalisation needs that.
+    """
     targets: Mapping[str, Volume]
     """Targets by role: labels and masks ``(1, *S)`` in the smallest integer type, images
     ``(C, *S)``.
@@ -130,8 +134,10 @@ def build(
     Raises:
         UserError: where a case has problems, a file changed since it was examined, or the folder is
             read-only.
+        ConfigError: where the normalisation lacks numbers (:mod:`pipeline.data.resolve`).
         DiskError: where the disk certainly cannot hold the arrays.
     """
+    normalise.require_numbers(settings.data.normalise)
     pairs = list(zip(cases, properties, strict=True))
     with writable(folder):
         text = require_room(cases, properties, settings, folder)
@@ -164,10 +170,9 @@ def arrays_folder(folder: Path, settings: config.Config, kind: str = "arrays") -
 
 def _space_key(settings: config.Config) -> dict[str, Any]:
     """Settings that change the values of cached arrays."""
-    normal = settings.data.normalise
     found = spaces.settings_of(settings)
     if settings.data.spacing is not None:  # values are clipped before they are resampled
-        found["normalise"] = {"name": normal.name, "options": dict(normal.options)}
+        found["normalise"] = [[e.name, dict(e.options)] for e in entries(settings.data.normalise)]
     return found
 
 
@@ -211,7 +216,8 @@ def _array_bytes(
     if role != "image" and kind in MASKED:
         return voxels * label_dtype(target_rules(settings.data, kind)).itemsize
     dtype = np.dtype(props.dtypes[role])
-    single = dtype == np.float64 or space.resampling is not None
+    prepares = role == "image" and normalise.needs_preparing(settings.data.normalise)
+    single = prepares or dtype == np.float64 or space.resampling is not None
     return shape[0] * voxels * (4 if single else dtype.itemsize)
 
 
@@ -299,6 +305,7 @@ def _cache_key(case: Case, props: CaseProperties, settings: config.Config) -> di
     }
     labels = rules if set(MASKED) & set(kinds.values()) else {}
     space = {"space": [_space_key(settings), props.space]} if data.has_space else {}
+    masked = [normalise.is_masked(entry) for entry in entries(data.normalise)]
     return {
         "format": FORMAT,
         "content": props.content,
@@ -306,6 +313,7 @@ def _cache_key(case: Case, props: CaseProperties, settings: config.Config) -> di
         "targets": kinds,
         **labels,
         **space,
+        **({"masked": masked} if any(masked) else {}),
     }
 
 
@@ -446,16 +454,19 @@ def _write_volumes(
     case: Case, props: CaseProperties, settings: config.Config, folder: Path
 ) -> dict[str, Volume]:
     """Decode the files of a case and write its arrays."""
-    image, _ = load_image(case, settings.data.dims)
+    data = settings.data
+    image, _ = load_image(case, data.dims)
     if content_hash(image) != props.content:
         raise UserError(
             f"{case.image[0]}: changed while it was being prepared. Run the command again."
         )
     space, name = props.model_space, file_name(case.id)
     assert props.scale is not None
-    prepare = functools.partial(normalise.prepared, props.scale)
-    there = space.to_model(image, prepare=None if space.resampling is None else prepare)
-    volumes = {"image": save(folder / f"{name}.image.npy", np.asarray(there))}
+    prepare = functools.partial(
+        prepared, data.normalise, props.scale, clip=space.resampling is not None
+    )
+    there = np.asarray(space.to_model(image, prepare=prepare))
+    volumes = {"image": save(folder / f"{name}.image.npy", there)}
     for role in case.targets:
         target = _target_array(case, role, settings)
         if settings.roles.get(role, "image") in MASKED:

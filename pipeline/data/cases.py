@@ -141,6 +141,30 @@ def class_names(root: Path) -> dict[int, str]:
     return {value: name if count[name] == 1 else f"{name} ({value})" for value, name in found}
 
 
+def channel_names(root: Path) -> tuple[str, ...]:
+    """Names of the channels in an nnU-Net ``dataset.json``.
+
+    Args:
+        root: folder of the data set.
+
+    Returns:
+        Names in the order of the channels; empty where there is no usable file.
+    """
+    try:
+        document = files.read_json(root / "dataset.json")
+    except files.FileError:
+        return ()
+    names = (
+        document.get("channel_names", document.get("modality"))
+        if isinstance(document, dict)
+        else None
+    )
+    if isinstance(names, dict):
+        known = sorted((int(key), name) for key, name in names.items() if key.isdecimal())
+        names = [name for _, name in known]
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
 def _named_class(key: str, value: object) -> tuple[int, str] | None:
     """Value and name of one entry of ``labels``.
 
@@ -177,7 +201,8 @@ def inputs(
       where each has that number alone.
 
     Args:
-        path: a file, a Zarr folder, or a folder of images.
+        path: a file, a Zarr folder, a folder of the DICOM slices of one series, or a folder of
+            images.
         data: section ``data`` of the model's config.
         channels: input channels of the model; 0: not known, then names alone decide.
         layout: layout of the data that the model was trained on; None: as ``data`` says.
@@ -189,7 +214,7 @@ def inputs(
         UserError: where nothing is there, two files would give one output, or channels cannot be
             made to fit.
     """
-    if _is_single_input(path):
+    if _is_single_input(path, data.dims):
         remember_name(path)
         return (Case(id=files.case_id(path), image=(path,)),)
     search = Search(path, odd_folders=True)
@@ -213,18 +238,21 @@ def inputs(
     return result
 
 
-def _is_single_input(path: Path) -> bool:
+def _is_single_input(path: Path, dims: int) -> bool:
     """Whether a path is one input: whatever is there but a folder of images.
 
-    What cannot be read fails on its own later.
+    What cannot be read fails on its own later. The slices of a DICOM folder are one volume, but
+    images of their own in 2D.
     """
     try:
-        os.lstat(path)
+        os.lstat(files.split_selection(path)[0])
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError):
         return True
-    return not os.path.isdir(path) or files.is_folder(path)
+    if not os.path.isdir(path) or files.is_folder(path):
+        return True
+    return dims == 3 and files.is_dicom_folder(path)
 
 
 def _are_channels(

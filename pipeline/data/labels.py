@@ -161,7 +161,7 @@ def _problem(
         and len(known) == 2
         and min(known) > 0
         and max(known) > 2
-        and suffix(path) not in (".nii", ".nii.gz")
+        and suffix(path) not in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
     ):
         return f"holds two greys and no background: {_shown(known)}"
     return None

@@ -407,8 +407,9 @@ def files_by_id(search: Search, folder: Path) -> dict[str, Path]:
         search.fault(error.path, error.problem, error.suggestion)
         return {}
     if search.ending:
-        non_images += [p for p in paths if not p.name.endswith(search.ending)]
-        paths = [p for p in paths if p.name.endswith(search.ending)]
+        fitting = [p for p in paths if p.name.endswith(search.ending) or files.is_dicom_folder(p)]
+        non_images += [p for p in paths if p not in fitting]
+        paths = fitting
     if non_images:
         names = ", ".join(p.name for p in non_images[:5])
         search.fault(

@@ -20,6 +20,10 @@ JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
 """Lower-case names of files that file managers leave behind; skipped silently like any dotfile."""
 
 
+PIXELS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz", ".raw.bz2")}
+"""Endings of the pixels beside a header, of the same stem; they are no files of their own."""
+
+
 CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 
 
@@ -52,7 +56,10 @@ def list_folder(folder: Path, odd_folders: bool = False) -> tuple[list[Path], li
     for path in entries:
         remember_name(path)
     entries.sort(key=natural)
-    return [p for p in entries if files.is_image(p)], [p for p in entries if not files.is_image(p)]
+    found = [p for p in entries if files.is_image(p) or files.is_dicom_folder(p)]
+    pixels = {f"{files.stem(p)}{end}" for p in found for end in PIXELS.get(files.suffix(p), ())}
+    chosen = set(found)
+    return found, [p for p in entries if p not in chosen and p.name not in pixels]
 
 
 def folder_entries(folder: Path) -> list[Path]:
@@ -81,7 +88,10 @@ def remember_name(path: Path) -> None:
 def _is_entry(path: Path, odd_folders: bool) -> bool:
     """Whether a path is a file, or a folder that is one image."""
     return (
-        not os.path.isdir(path) or files.is_folder(path) or (odd_folders and files.is_image(path))
+        not os.path.isdir(path)
+        or files.is_folder(path)
+        or (odd_folders and files.is_image(path))
+        or files.is_dicom_folder(path)
     )
 
 
@@ -130,18 +140,23 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def images(folder: Path) -> list[Path]:
+def images(folder: Path, itself: bool = False) -> list[Path]:
     """The images directly in a folder.
 
     Args:
         folder: a folder; a missing one is empty.
+        itself: whether it may be an image itself, or a file.
 
     Returns:
-        Files, and folders that are one image (Zarr), in natural order.
+        Files, and folders that are one image (Zarr, DICOM), in natural order.
 
     Raises:
         FileError: where the folder may not be listed.
     """
+    if itself and (
+        not os.path.isdir(folder) or files.is_folder(folder) or files.is_dicom_folder(folder)
+    ):
+        return [folder]
     return list_folder(folder)[0]
 
 

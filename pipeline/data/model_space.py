@@ -8,8 +8,9 @@ to be done, the array itself is passed through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -329,24 +330,65 @@ def from_record(found: Mapping[str, Any]) -> ModelSpace:
         The space.
 
     Raises:
-        ValueError: for sizes that do not belong together.
+        ValueError: for numbers that no space has, or that do not belong together.
     """
     crop, change = found.get("crop"), found.get("resampling")
     spacing = found.get("spacing")
     space = ModelSpace(
-        alignment=Alignment(**_tuples(found["alignment"])),
-        crop=crop and Crop(**_tuples(crop)),
-        resampling=change and Resampling(**_tuples(change)),
+        alignment=Alignment(**_known(Alignment, found["alignment"])),
+        crop=crop and Crop(**_known(Crop, crop)),
+        resampling=change and Resampling(**_known(Resampling, change)),
         spacing=spacing and tuple(spacing),
     )
-    inner = space.resampling.old if space.resampling is not None else None
-    if space.crop is not None and inner is not None and space.crop.inner != inner:
-        raise ValueError(f"the box of {space.crop.inner} voxels is resampled as {inner}")
+    for text in _faults(space):
+        raise ValueError(f"space: {text}")
     return space
 
 
-def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+def _faults(space: ModelSpace) -> Iterator[str]:
+    """What no space has, or what does not belong together."""
+    turn, crop, change = space.alignment, space.crop, space.resampling
+    if sorted(turn.axes) != list(range(len(turn.axes))):
+        yield f"axes {list(turn.axes)} are no order of axes"
+    if len(set(turn.flips)) < len(turn.flips) or not set(turn.flips) <= set(turn.axes):
+        yield f"flips {list(turn.flips)} are not each one of the axes {list(turn.axes)}"
+    if crop is not None:
+        yield from _crop_faults(crop)
+    if change is not None:
+        yield from _resampling_faults(change)
+    if None not in (crop, change) and crop.inner != change.old:  # type: ignore[union-attr]
+        yield f"the box of {crop.inner} voxels is resampled as {change.old}"  # type: ignore[union-attr]
+    if space.spacing and not all(0 < s < math.inf for s in space.spacing):
+        yield f"spacing {list(space.spacing)} is not positive"
+    sizes = (crop.size if crop else (), change.new if change else ())
+    if len(counts := sorted({len(p) for p in (turn.axes, space.spacing or (), *sizes)} - {0})) > 1:
+        yield f"it has {counts[0]} and {counts[1]} axes"
+
+
+def _crop_faults(crop: Crop) -> Iterator[str]:
+    if not len(crop.start) == len(crop.stop) == len(crop.size) > 0:
+        yield "start, stop and size of the box have not one number for each axis"
+    elif not all(0 <= a < b <= n for a, b, n in zip(crop.start, crop.stop, crop.size, strict=True)):
+        yield f"the box {list(crop.start)} to {list(crop.stop)} does not lie in {list(crop.size)}"
+
+
+def _resampling_faults(change: Resampling) -> Iterator[str]:
+    dims = len(change.old)
+    if not dims == len(change.new) > 0 or min((*change.old, *change.new)) < 1:
+        yield f"{list(change.old)} voxels are resampled to {list(change.new)}"
+    if not {change.coarse, change.coarse_back} <= {None, *range(dims)}:
+        yield f"coarse axes {change.coarse} and {change.coarse_back}, where there are {dims}"
+    orders = (change.image, change.labels, change.back)
+    if not set(orders) <= set(resampling.ORDERS):
+        yield f"spline orders {orders} are not of {resampling.ORDERS}"
+    if change.rule not in resampling.RULES:
+        yield f"rule {change.rule!r} is none of {', '.join(resampling.RULES)}"
+
+
+def _known(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record in a document, lists as tuples; what else it holds is left."""
+    names = {field.name for field in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in names}
 
 
 # --- axes -----------------------------------------------------------------------------------------

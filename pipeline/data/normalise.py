@@ -5,123 +5,51 @@ that are not finite take no part in finding the limits. Findings about an array'
 here, too: :func:`fit_with_notes` (warnings), :func:`problem_of` (an error).
 
 Arrays of more than ``WHOLE`` numbers that are read as they are sliced get their limits slab by
-slab. Percentiles are exact for every number type of up to 32 bits: numbers are mapped to unsigned
-integers in the same order, and their upper and then their lower 16 bits are counted, in two passes.
-Mean and deviation are merged from slabs in float64 (Chan, Golub, LeVeque 1983), so that they differ
-from those of the array in memory by rounding only.
+slab (:mod:`pipeline.data.statistics`); mean and deviation then differ from those of the array in
+memory by rounding only.
+
+One entry serves all channels, or each channel has its own. The numbers of ``ct`` come from the
+whole data set (:mod:`pipeline.data.intensities`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.config import ConfigError, bind
-from pipeline.files import LazyArray, Rows, slabs
+from pipeline.config import ConfigError, bind, numbers
+from pipeline.config.numbers import Normalisation
+from pipeline.data.nonzero import Channel, Whole, in_memory, inside
+from pipeline.data.scales import ChannelRange, IntensityScale, joined
+from pipeline.data.statistics import (
+    CHUNK,
+    Moments,
+    extremes,
+    percentiles_by_slabs,
+    percentiles_in_memory,
+)
+from pipeline.data.statistics import histogram as histogram
+from pipeline.files import LazyArray, slabs
 from pipeline.records import NamedOptions
 from pipeline.registry import Registry
 
 WHOLE = 2**27
 """Arrays of up to this many numbers are read at once, and get the very limits of training."""
 
-CHUNK = 2**20
-"""Voxels counted at a time: ``np.bincount`` turns its input into int64, eight times the size of
-uint8.
-"""
-
 MAX_OUTSIDE = 0.5
 """Default of the largest share of a channel's values that ``range`` may clip before it is an error.
 """
+
+LEAST = 1e-8
+"""Least standard deviation and range that are divided by, so that a constant becomes 0."""
 
 MARGIN = 0.01
 """Share of the range by which a value may lie outside it uncounted: resampling leaves a background
 of -1e-7.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IntensityScale:
-    """A linear map for each channel: ``low`` goes to ``to[0]`` and ``high`` to ``to[1]``.
-
-    One entry of ``low`` and ``high`` per channel, or one for all channels.
-    """
-
-    low: tuple[float, ...]
-    """Intensity that maps to ``to[0]``."""
-    high: tuple[float, ...]
-    """Intensity that maps to ``to[1]``; a channel with ``high <= low`` is constant."""
-    to: tuple[float, float] = (0.0, 1.0)
-    """Range of the output."""
-    clip: bool = True
-    """Whether the output is clipped to that range."""
-
-    def apply(self, array: np.ndarray) -> np.ndarray:
-        """Normalise an array.
-
-        Args:
-            array: ``(C, *S)`` of any number type.
-
-        Returns:
-            ``(C, *S)``, float32; constant channels and NaN become ``to[0]``.
-
-        Raises:
-            ValueError: where the array has another number of channels than the scale.
-
-        Example:
-            >>> scale = IntensityScale(low=(0.0,), high=(128.0,))
-            >>> scale.apply(np.array([[0, 64, 255]], np.uint8)).tolist()
-            [[0.0, 0.5, 1.0]]
-        """
-        out = np.empty(array.shape, np.float32)
-        start, span = self.to[0], self.to[1] - self.to[0]
-        for channel, (low, high) in enumerate(self._limits(len(array))):
-            if not high > low:
-                out[channel] = start
-                continue
-            np.subtract(
-                array[channel],
-                np.float32(low),
-                out=out[channel],
-                dtype=np.float32,
-                casting="unsafe",
-            )
-            out[channel] *= np.float32(span / (high - low))
-            out[channel] += np.float32(start)
-        if array.dtype.kind == "f":
-            out[np.isnan(out)] = start
-        return np.clip(out, min(self.to), max(self.to), out=out) if self.clip else out
-
-    def invert(self, array: np.ndarray) -> np.ndarray:
-        """Undo :meth:`apply`; what was clipped stays clipped.
-
-        Args:
-            array: ``(C, *S)``, normalised.
-
-        Returns:
-            ``(C, *S)``, float32; constant channels give their value.
-
-        Raises:
-            ValueError: where the array has another number of channels than the scale.
-        """
-        out = np.empty(array.shape, np.float32)
-        span = self.to[1] - self.to[0]
-        for channel, (low, high) in enumerate(self._limits(len(array))):
-            out[channel] = (array[channel] - np.float32(self.to[0])) * np.float32(
-                max(high - low, 0) / span
-            ) + np.float32(low)
-        return out
-
-    def _limits(self, channels: int) -> Sequence[tuple[float, float]]:
-        """(low, high) of each of so many channels."""
-        limits = list(zip(self.low, self.high, strict=True))
-        if len(limits) not in (1, channels):
-            raise ValueError(
-                f"a scale of {len(limits)} channels cannot be used for an array of {channels}"
-            )
-        return limits * (channels if len(limits) == 1 else 1)
 
 
 Fitted = tuple[IntensityScale, tuple[str, ...]]
@@ -138,6 +66,8 @@ class NormalisationEntry:
         limits: ``limits(dtype, **options)``: fixed limits (low, high) that values of the array may
             lie beyond; None where they follow it.
         bounded: whether what comes out lies in the range of the option ``to``.
+        strict: whether no value at all may lie beyond ``limits``.
+        of_images: whether it can serve images and the targets that are made from them.
 
     Example:
         >>> def full(array):
@@ -152,6 +82,8 @@ class NormalisationEntry:
     _: KW_ONLY
     limits: Callable[..., tuple[float, float]] | None = None
     bounded: bool = True
+    strict: bool = False
+    of_images: bool = True
 
 
 def percentile(
@@ -297,26 +229,38 @@ def ends(dtype: np.dtype | str) -> tuple[float, float]:
     return float(np.iinfo(kind).min), float(np.iinfo(kind).max)
 
 
-def zscore(array: LazyArray) -> Fitted:
+def zscore(array: LazyArray, mask: bool = False) -> Fitted:
     """Mean 0 and standard deviation 1 for each channel, not clipped.
 
     Args:
         array: ``(C, *S)``, in memory or read as it is sliced.
+        mask: only voxels of the image's non-zero part count (:mod:`pipeline.data.nonzero`), and
+            others become 0 by :func:`prepared`.
 
     Returns:
         Scale; there are no warnings.
+
+    Source:
+        With ``mask``, the rule of nnU-Net's ``use_mask_for_norm`` (Isensee et al. 2021), of which
+        labels are no part.
     """
+    within = inside(array) if mask else None
     if _needs_slabs(array):
-        moments = [_Moments() for _ in range(len(array))]
+        moments = [Moments() for _ in range(len(array))]
         for first, end in slabs(array):
             for found, channel in zip(moments, array[:, first:end], strict=True):
-                found.add(channel)
+                found.add(channel if within is None else channel[within[first:end]])
         pairs = [(m.mean, m.deviation) for m in moments]
     else:
-        pairs = [_mean_and_deviation(channel) for channel in array[:]]
+        pairs = [
+            _mean_and_deviation(channel if within is None else channel[within])
+            for channel in array[:]
+        ]
     return (
         IntensityScale(
-            low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False
+            low=tuple(m for m, _ in pairs),
+            high=tuple(m + (max(d, LEAST) if mask else d) for m, d in pairs),
+            clip=False,
         ),
         (),
     )
@@ -330,35 +274,221 @@ def _mean_and_deviation(channel: np.ndarray) -> tuple[float, float]:
     return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
 
 
+def ct(
+    array: LazyArray,
+    low_percentile: float = 0.5,
+    high_percentile: float = 99.5,
+    low: float | None = None,
+    high: float | None = None,
+    mean: float | None = None,
+    std: float | None = None,
+) -> Fitted:
+    """The same window and z-score for every array: for scans whose intensities have a unit.
+
+    ``(clip(x, low, high) - mean) / max(std, 1e-8)``. The four numbers are those of the foreground
+    of all training cases (:mod:`pipeline.data.intensities`), unless the config gives them. No value
+    of the array is read.
+
+    Args:
+        array: ``(C, *S)``, for its channels.
+        low_percentile: percentile of the foreground that becomes ``low``, 0 to 100.
+        high_percentile: percentile that becomes ``high``, above ``low_percentile``.
+        low: least intensity; lower ones become it.
+        high: greatest intensity.
+        mean: intensity that maps to 0.
+        std: difference of intensity that maps to 1.
+
+    Returns:
+        Scale; there are no warnings.
+
+    Raises:
+        ConfigError: for percentiles or numbers that are impossible, or not there.
+
+    Source:
+        ``CTNormalization`` of nnU-Net (Isensee et al. 2021).
+
+    Example:
+        >>> scale, _ = ct(np.zeros((1, 1)), low=-100, high=300, mean=100, std=50)
+        >>> scale.apply(np.array([[-1000, 100, 3000]])).tolist()
+        [[-4.0, 0.0, 4.0]]
+    """
+    if not 0 <= low_percentile < high_percentile <= 100:
+        raise ConfigError(
+            f"data.normalise: ct low_percentile={low_percentile}, high_percentile={high_percentile}"
+            " must satisfy 0 <= low_percentile < high_percentile <= 100."
+        )
+    if low is None or high is None or mean is None or std is None:
+        raise ConfigError(
+            "data.normalise: ct lacks numbers of low, high, mean and std, which training finds and"
+            " writes to the run's config and models. Take them from there."
+        )
+    if not (low <= high and std >= 0 and np.isfinite([low, high, mean, std]).all()):
+        raise ConfigError(
+            f"data.normalise: ct low={low}, high={high}, mean={mean}, std={std} must be finite, and"
+            " satisfy low <= high and std >= 0."
+        )
+    scale = IntensityScale(
+        low=(float(mean),),
+        high=(mean + max(std, LEAST),),
+        clip=False,
+        ranges=(ChannelRange(clip=False, window=(float(low), float(high))),),
+    )
+    return joined([scale] * len(array)), ()
+
+
+def rescale(array: LazyArray, to: Sequence[float] = (0.0, 1.0)) -> Fitted:
+    """Each channel from its minimum to its maximum.
+
+    Args:
+        array: ``(C, *S)``, in memory or read as it is sliced.
+        to: range of the output; constant channels become its start.
+
+    Returns:
+        Scale; there are no warnings.
+
+    Raises:
+        ConfigError: for a bad range.
+
+    Source:
+        ``RescaleTo01Normalization`` of nnU-Net (Isensee et al. 2021).
+    """
+    limits, to_range = extremes(array), _output_range(to)
+    return (
+        IntensityScale(
+            low=tuple(a for a, _ in limits),
+            high=tuple(a + max(b - a, LEAST) for a, b in limits),
+            to=to_range,
+        ),
+        (),
+    )
+
+
+def rgb(array: LazyArray) -> Fitted:
+    """Values of 8 bits to 0..1: ``x / 255``, whatever number type holds them.
+
+    No value of the array is read; :func:`problem_of` refuses one outside 0..255.
+
+    Args:
+        array: ``(C, *S)``, for its channels.
+
+    Returns:
+        Scale; there are no warnings.
+
+    Source:
+        ``RGBTo01Normalization`` of nnU-Net (Isensee et al. 2021).
+    """
+    count = len(array)
+    return IntensityScale(low=(0.0,) * count, high=(255.0,) * count, clip=False), ()
+
+
+def none(array: LazyArray) -> Fitted:
+    """Values as they are, as float32.
+
+    Args:
+        array: ``(C, *S)``, for its channels.
+
+    Returns:
+        Scale; there are no warnings.
+    """
+    return IntensityScale(low=(0.0,) * len(array), high=(1.0,) * len(array), clip=False), ()
+
+
 NORMALISE: Registry[NormalisationEntry] = Registry(
     "normalisation",
     {
         "percentile": NormalisationEntry(fit=percentile),
         "range": NormalisationEntry(fit=fixed_range, limits=_range_limits),
         "zscore": NormalisationEntry(fit=zscore, bounded=False),
+        "ct": NormalisationEntry(fit=ct, bounded=False, of_images=False),
+        "rescale": NormalisationEntry(fit=rescale),
+        "rgb": NormalisationEntry(fit=rgb, limits=lambda dtype: (0.0, 255.0), strict=True),
+        "none": NormalisationEntry(fit=none, bounded=False, of_images=False),
     },
     record=NormalisationEntry,
 )
 """Normalisations by name, as in ``data.normalise``."""
 
 
-def check(method: NamedOptions) -> None:
+# --- one entry for all channels, or one for each --------------------------------------------------
+
+
+def _located(method: Normalisation) -> Iterator[tuple[str, NamedOptions]]:
+    """Entries with the key of each in a config."""
+    if isinstance(method, NamedOptions):
+        yield "data.normalise", method
+    else:
+        yield from ((f"data.normalise.{n}", entry) for n, entry in enumerate(method))
+
+
+def check(method: Normalisation) -> None:
     """Check the options of a normalisation.
 
     Args:
-        method: name and options.
+        method: name and options, or one for each channel.
 
     Raises:
         ConfigError: for an unknown name or option.
     """
-    bind(NORMALISE, method, "data.normalise", given=("array",))
+    for where, entry in _located(method):
+        bind(NORMALISE, entry, where, given=("array",))
 
 
-def fit(method: NamedOptions, array: LazyArray) -> IntensityScale:
+def require_numbers(method: Normalisation) -> None:
+    """Check that a stored normalisation has the numbers that training finds.
+
+    Args:
+        method: of the config of a run or a model.
+
+    Raises:
+        ConfigError: where one is missing.
+    """
+    for where, entry in _located(method):
+        if lacking := numbers.lacking(entry):
+            raise ConfigError(
+                f"{where}: {entry.name!r} has no {', '.join(lacking)}; training finds them in the"
+                " data and writes them down."
+            )
+
+
+def pending(method: Normalisation) -> Normalisation:
+    """A normalisation before the numbers of its data set are known.
+
+    Args:
+        method: one entry, or one for each channel.
+
+    Returns:
+        The same with ``none`` in place of entries with such numbers, given or not
+        (:func:`pipeline.data.intensities.completed`).
+    """
+    stand_in = NamedOptions(name="none")
+    if isinstance(method, NamedOptions):
+        return stand_in if method.name in numbers.FOUND else method
+    return tuple(stand_in if entry.name in numbers.FOUND else entry for entry in method)
+
+
+def channel_problem(method: Normalisation, array: LazyArray) -> tuple[str, str] | None:
+    """Whether a normalisation has one entry for each channel, where it has several.
+
+    Args:
+        method: one entry, or one for each channel.
+        array: ``(C, *S)``.
+
+    Returns:
+        Problem and suggestion; None where the numbers agree.
+    """
+    if isinstance(method, NamedOptions) or len(method) == len(array):
+        return None
+    return (
+        f"has {len(array)} channels, data.normalise has {len(method)} entries",
+        "Give data.normalise one entry for each channel, or one without a list for all",
+    )
+
+
+def fit(method: Normalisation, array: LazyArray) -> IntensityScale:
     """Fit a normalisation to one array.
 
     Args:
-        method: name in NORMALISE and options.
+        method: name in NORMALISE and options, or one for each channel.
         array: ``(C, *S)``, in memory or read as it is sliced.
 
     Returns:
@@ -375,30 +505,56 @@ def fit(method: NamedOptions, array: LazyArray) -> IntensityScale:
     return fit_with_notes(method, array)[0]
 
 
-def fit_with_notes(method: NamedOptions, array: LazyArray) -> Fitted:
+def fit_with_notes(method: Normalisation, array: LazyArray) -> Fitted:
     """As :func:`fit`, with warnings about the array's limits.
 
     Args:
-        method: name in NORMALISE and options.
+        method: name in NORMALISE and options, or one for each channel.
         array: ``(C, *S)``, in memory or read as it is sliced.
 
     Returns:
         Scale and warnings for the user.
 
     Raises:
-        ConfigError: for an unknown name or option, and for impossible values.
+        ConfigError: for an unknown name or option, for impossible values, and for another number of
+            channels.
     """
-    return bind(NORMALISE, method, "data.normalise", given=("array",))(array=array)
+    if isinstance(method, NamedOptions):
+        return bind(NORMALISE, method, "data.normalise", given=("array",))(array=array)
+    if problem := channel_problem(method, array):
+        raise ConfigError(f"the image {problem[0]}. {problem[1]}.")
+    return fit_channels(method, Whole(array))
 
 
-def problem_of(method: NamedOptions, array: LazyArray) -> tuple[str, str] | None:
+def fit_channels(method: Sequence[NamedOptions], whole: Whole) -> Fitted:
+    """Fit one entry to each channel.
+
+    Args:
+        method: as many entries as channels.
+        whole: the array, which keeps its mask where an entry asks for it.
+
+    Returns:
+        Scale and warnings.
+
+    Raises:
+        ConfigError: as of :func:`fit_with_notes`.
+    """
+    scales, notes = list[IntensityScale](), list[str]()
+    for n, (where, entry) in enumerate(_located(method)):
+        fitted = bind(NORMALISE, entry, where, given=("array",))(array=Channel(whole, n))
+        scales.append(fitted[0])
+        notes += [f"(channel {n}) {note}" for note in fitted[1]]
+    return joined(scales), tuple(notes)
+
+
+def problem_of(method: Normalisation, array: LazyArray) -> tuple[str, str] | None:
     """What is wrong with an array for a normalisation: fixed limits would clip most of it.
 
     Only finite values count. Nothing is read where no number of the array's type lies outside the
     limits.
 
     Args:
-        method: name in NORMALISE and options.
+        method: name in NORMALISE and options, or one for each channel.
         array: ``(C, *S)``, in memory or read as it is sliced.
 
     Returns:
@@ -407,6 +563,19 @@ def problem_of(method: NamedOptions, array: LazyArray) -> tuple[str, str] | None
     Raises:
         ConfigError: for limits that are not rising.
     """
+    if isinstance(method, NamedOptions):
+        return _problem_of(method, array)
+    if problem := channel_problem(method, array):
+        return problem
+    whole = Whole(array)
+    for n, entry in enumerate(method):
+        if problem := _problem_of(entry, Channel(whole, n)):
+            return (f"{problem[0]} (channel {n})", problem[1])
+    return None
+
+
+def _problem_of(method: NamedOptions, array: LazyArray) -> tuple[str, str] | None:
+    """:func:`problem_of` for one entry."""
     entry = NORMALISE[method.name]
     if entry.limits is None:
         return None
@@ -415,9 +584,10 @@ def problem_of(method: NamedOptions, array: LazyArray) -> tuple[str, str] | None
     if array.dtype.kind in "iub" and low <= least and most <= high:
         return None
     counts = [RangeCount() for _ in range(len(array))]
+    margin = 0.0 if entry.strict else MARGIN
     for first, end in slabs(array):
         for count, channel in zip(counts, array[:, first:end], strict=True):
-            count.add(channel, low, high)
+            count.add(channel, low, high, margin)
     return _range_problem(method, counts, (low, high))
 
 
@@ -430,15 +600,16 @@ class RangeCount:
     least: float = float("inf")
     most: float = float("-inf")
 
-    def add(self, values: np.ndarray, low: float, high: float) -> None:
+    def add(self, values: np.ndarray, low: float, high: float, share: float = MARGIN) -> None:
         """Count further values.
 
         Args:
             values: any shape.
             low: lower end of the range.
-            high: upper end; values beyond an end by up to ``MARGIN`` of the range are inside.
+            high: upper end.
+            share: values beyond an end by up to this share of the range are inside.
         """
-        margin = MARGIN * (high - low)
+        margin = share * (high - low)
         flat = values.reshape(-1)
         for start in range(0, flat.size, CHUNK):
             chunk = flat[start : start + CHUNK]
@@ -458,12 +629,20 @@ def _range_problem(
     method: NamedOptions, counts: Sequence[RangeCount], limits: tuple[float, float]
 ) -> tuple[str, str] | None:
     """Problem and suggestion for the worst channel; None where none has too many values outside."""
-    allowed = method.options.get("max_outside", MAX_OUTSIDE)
+    strict = NORMALISE[method.name].strict
+    allowed = 0.0 if strict else method.options.get("max_outside", MAX_OUTSIDE)
     shares = [c.outside / c.finite if c.finite else 0.0 for c in counts]
     worst = int(np.argmax(shares)) if shares else 0
     if not shares or shares[worst] <= allowed:
         return None
     count, which = counts[worst], f" of channel {worst}" if len(counts) > 1 else ""
+    if strict:
+        return (
+            f"has {count.outside} values{which} outside {limits[0]:g} to {limits[1]:g}, which"
+            f" {method.name!r} of data.normalise takes: they reach from {count.least:g} to"
+            f" {count.most:g}",
+            "Give an image of 8 bits, or normalise such images by range, percentile or rescale",
+        )
     problem = (
         f"has {100 * shares[worst]:.3g} % of its values{which} outside the range {limits[0]:g} to"
         f" {limits[1]:g} of data.normalise, where they would be cut off: they reach from"
@@ -476,35 +655,12 @@ def _range_problem(
     return problem, suggestion
 
 
-def prepared(scale: IntensityScale, array: LazyArray) -> LazyArray:
-    """Clip values as normalisation will, before they are resampled.
-
-    Args:
-        scale: of the array.
-        array: ``(C, *S)``, in memory or read as it is sliced.
-
-    Returns:
-        Float32 ``(C, *S)``, as lazy as the array; the array itself where nothing is clipped.
-    """
-    if not scale.clip:
-        return array
-    shape = (-1, *[1] * (len(array.shape) - 1))
-    low, high = (np.array(x, np.float32).reshape(shape) for x in (scale.low, scale.high))
-
-    def clipped(part: np.ndarray) -> np.ndarray:
-        return np.clip(part.astype(np.float32, copy=False), low, np.maximum(low, high))
-
-    if isinstance(array, np.ndarray):
-        return clipped(array)
-    return Rows(array.shape, np.float32, lambda first, end: clipped(array[:, first:end]))
-
-
-def unit(method: NamedOptions, array: np.ndarray) -> np.ndarray:
+def unit(method: Normalisation, array: np.ndarray) -> np.ndarray:
     """A normalised array on 0..1, for metrics with a peak of 1.
 
     Args:
-        method: name in NORMALISE and options.
-        array: any shape.
+        method: name in NORMALISE and options, or one for each channel.
+        array: any shape; ``(C, *S)`` for one entry a channel.
 
     Returns:
         Float32 of that shape, ``to[0]`` at 0 and ``to[1]`` at 1, clipped as normalised images are.
@@ -516,18 +672,62 @@ def unit(method: NamedOptions, array: np.ndarray) -> np.ndarray:
         [0.0, 0.5, 1.0]
     """
     array = np.asarray(array, np.float32)
+    if not isinstance(method, NamedOptions):
+        return np.stack([unit(entry, one) for entry, one in zip(method, array, strict=True)])
     if not NORMALISE[method.name].bounded:
         return array
     start, end = _output_range(method.options.get("to", (0.0, 1.0)))
     return np.clip((array - np.float32(start)) / np.float32(end - start), 0, 1)
 
 
-# --- percentiles and moments ----------------------------------------------------------------------
+def image_problem(entry: NamedOptions) -> str | None:
+    """Whether a normalisation can serve a system of images, whose targets it normalises, too.
+
+    Args:
+        entry: name in NORMALISE and options.
+
+    Returns:
+        What is wrong and the way out; None where it can.
+    """
+    if NORMALISE[entry.name].of_images and not is_masked(entry):
+        return None
+    what = f"{entry.name!r} with mask" if is_masked(entry) else repr(entry.name)
+    return (
+        f"{what} gives intensities without a range, but losses and metrics of task image need black"
+        " and white. Use range, percentile, rescale or rgb."
+    )
+
+
+# --- what is done before an array is resampled or kept (prepare.py) -------------------------------
+
+
+def is_masked(entry: NamedOptions) -> bool:
+    """Whether an entry makes voxels outside the image's non-zero part 0.
+
+    Args:
+        entry: of ``data.normalise``.
+
+    Returns:
+        True for ``zscore`` with ``mask: true``.
+    """
+    return entry.name == "zscore" and bool(entry.options.get("mask"))
+
+
+def needs_preparing(method: Normalisation) -> bool:
+    """Whether arrays are kept and predicted only after :func:`prepared`, even if not resampled.
+
+    Args:
+        method: one entry, or one for each channel.
+
+    Returns:
+        True where an entry has a mask, which cannot be found again in a part of the array.
+    """
+    return any(map(is_masked, numbers.entries(method)))
 
 
 def _needs_slabs(array: LazyArray) -> bool:
     """Whether an array is too large to be read at once; what lies in memory already is not."""
-    return not isinstance(array, np.ndarray) and int(np.prod(array.shape)) > WHOLE
+    return not in_memory(array) and int(np.prod(array.shape)) > WHOLE
 
 
 def percentiles(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
@@ -548,161 +748,10 @@ def percentiles(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]
         [(0.0, 20.0, 40.0)]
     """
     return (
-        _percentiles_by_slabs(array, at)
+        percentiles_by_slabs(array, at)
         if _needs_slabs(array)
-        else [_percentiles_in_memory(channel, at) for channel in array[:]]
+        else [percentiles_in_memory(channel, at) for channel in array[:]]
     )
-
-
-def _percentiles_in_memory(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
-    """Percentiles of one channel, from a histogram for 8 and 16 bits."""
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values)]
-    if values.size == 0:
-        return (0.0,) * len(at)
-    if values.dtype not in (np.uint8, np.uint16):
-        return tuple(float(x) for x in np.percentile(values, at))
-    cumulative = np.cumsum(histogram(values))
-    return tuple(_from_histogram(cumulative, q / 100 * (values.size - 1)) for q in at)
-
-
-def _from_histogram(cumulative: np.ndarray, position: float) -> float:
-    """Value at a fractional position of the sorted sample with this cumulative histogram."""
-    pair = {
-        n: float(np.searchsorted(cumulative, min(n, int(cumulative[-1]) - 1), side="right"))
-        for n in (int(position), int(position) + 1)
-    }
-    return _interpolated(pair, position)
-
-
-def histogram(values: np.ndarray) -> np.ndarray:
-    """How often each value of its number type occurs in an array.
-
-    Args:
-        values: uint8 or uint16, any shape.
-
-    Returns:
-        int64 counts, one for each value from 0 to the largest of the type.
-
-    Example:
-        >>> histogram(np.array([1, 1, 255], np.uint8))[[0, 1, 255]].tolist()
-        [0, 2, 1]
-    """
-    bins = int(np.iinfo(values.dtype).max) + 1
-    total = np.zeros(bins, np.int64)
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, CHUNK):
-        total += np.bincount(flat[start : start + CHUNK], minlength=bins)
-    return total
-
-
-@dataclass(slots=True)
-class _Moments:
-    """Count, mean and sum of squared deviations of the finite values met so far."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: np.ndarray) -> None:
-        """Merge further values."""
-        values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if not values.size:
-            return
-        mean = float(values.mean(dtype=np.float64))
-        count, step = self.count + values.size, mean - self.mean
-        self.squares += (
-            float(values.var(dtype=np.float64)) * values.size
-            + step**2 * self.count * values.size / count
-        )
-        self.mean += step * values.size / count
-        self.count = count
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation."""
-        return (self.squares / self.count) ** 0.5 if self.count else 0.0
-
-
-def _percentiles_by_slabs(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
-    """:func:`percentiles`, slab by slab."""
-    upper = np.zeros((len(array), 2**16), np.int64)
-    for first, end in slabs(array):
-        for counts, channel in zip(upper, array[:, first:end], strict=True):
-            counts += _histogram_of_16_bits(_sort_keys(channel) >> 16)
-    totals = upper.sum(1)
-    ranks = [[q / 100 * (int(n) - 1) for q in at] if n else [] for n in totals]
-    positions = [
-        sorted({min(int(r) + more, int(n) - 1) for r in rs for more in (0, 1)})
-        for rs, n in zip(ranks, totals, strict=True)
-    ]
-    values = _order_statistics(array, upper, positions)
-    return [
-        tuple(_interpolated(found, r) for r in rs) if rs else (0.0,) * len(at)
-        for rs, found in zip(ranks, values, strict=True)
-    ]
-
-
-def _interpolated(found: dict[int, float], rank: float) -> float:
-    """Value at a fractional rank, given those at whole ranks."""
-    below = int(rank)
-    low, high = found[below], found[min(below + 1, max(found))]
-    fraction = rank - below
-    # The two forms in which numpy interpolates, so that results agree to the last bit.
-    return (
-        high - (high - low) * (1 - fraction) if fraction >= 0.5 else low + (high - low) * fraction
-    )
-
-
-def _order_statistics(
-    array: LazyArray, upper: np.ndarray, positions: Sequence[Sequence[int]]
-) -> list[dict[int, float]]:
-    """Values at some positions of each sorted channel, given how often each upper half occurs."""
-    sums = np.cumsum(upper, axis=1)
-    halves = [
-        [int(np.searchsorted(sums[c], p, side="right")) for p in ps]
-        for c, ps in enumerate(positions)
-    ]
-    lower = [{half: np.zeros(2**16, np.int64) for half in hs} for hs in halves]
-    for first, end in slabs(array):
-        for counts, channel in zip(lower, array[:, first:end], strict=True):
-            keys = _sort_keys(channel)
-            for half, count in counts.items():
-                count += _histogram_of_16_bits(keys[keys >> 16 == half] & 0xFFFF)
-    out = []
-    for c, ps in enumerate(positions):
-        found = {}
-        for position, half in zip(ps, halves[c], strict=True):
-            before = int(sums[c][half] - upper[c][half])
-            low = int(np.searchsorted(np.cumsum(lower[c][half]), position - before, side="right"))
-            found[position] = _from_sort_key((half << 16) | low, np.dtype(array.dtype))
-        out.append(found)
-    return out
-
-
-def _histogram_of_16_bits(halves: np.ndarray) -> np.ndarray:
-    return histogram(halves.astype(np.uint16))
-
-
-def _sort_keys(values: np.ndarray) -> np.ndarray:
-    """Finite values as uint32 in the same order; floats by their bits (Herf 2001)."""
-    if values.dtype.kind in "f" or values.dtype.itemsize == 8:
-        with np.errstate(over="ignore"):
-            values = values[np.isfinite(values)].astype(np.float32)
-        values = values[np.isfinite(values)] + np.float32(0)  # -0 becomes 0
-        bits = values.view(np.uint32)
-        return np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
-    if values.dtype.kind == "u":
-        return values.ravel().astype(np.uint32)
-    return (values.ravel().astype(np.int64) + 2**31).astype(np.uint32)
-
-
-def _from_sort_key(key: int, dtype: np.dtype) -> float:
-    """The number that a sort key stands for."""
-    if dtype.kind == "f" or dtype.itemsize == 8:
-        bits = key ^ 2**31 if key >> 31 else key ^ 0xFFFFFFFF
-        return float(np.array(bits, np.uint32).view(np.float32))
-    return float(key if dtype.kind == "u" else key - 2**31)
 
 
 def _output_range(values: Sequence[float]) -> tuple[float, float]:

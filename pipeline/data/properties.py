@@ -21,8 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline import config, documents, files, grid
-from pipeline.data import normalise, spaces
+from pipeline.config import numbers
+from pipeline.config.numbers import Normalisation
+from pipeline.data import intensities, normalise, scales, spaces
+from pipeline.data.intensities import Intensities
 from pipeline.data.model_space import ModelSpace, from_record
+from pipeline.data.prepare import with_entries
 from pipeline.data.reading import load_image, nonfinite, nonfinite_files
 from pipeline.data.targets import MASKED, label_values, load_target, target_rules
 from pipeline.files.limits import cores
@@ -92,6 +96,10 @@ class CaseProperties:
     space: Mapping[str, Any] | None = None
     """The way to model space (:meth:`pipeline.data.model_space.ModelSpace.record`); None where the
     config asks for none.
+    """
+    intensities: tuple[Intensities, ...] = ()
+    """Of each channel of the image in the foreground, where the normalisation takes numbers from
+    there.
     """
 
     @property
@@ -195,13 +203,43 @@ def _properties_of(
     key = _cache_key(case, settings)
     path = cache / "facts" / f"{file_name(case.id)}.json" if cache else None
     known = _known_properties(path, key, case) if path else None
-    if known is not None:
-        return known
+    if known is not None and (known.intensities or not _counts_foreground(settings)):
+        return completed(known, settings)
     properties = _examine_case(case, settings, key["files"])
     if path and write and not properties.problems:
         with unless_read_only():
-            files.write_json(path, {"key": key, "facts": properties})
-    return properties
+            files.write_json(path, {"key": key, "facts": _document(properties)})
+    return completed(properties, settings)
+
+
+def completed(properties: CaseProperties, settings: config.Config) -> CaseProperties:
+    """Properties whose scale has the numbers of the data set.
+
+    Args:
+        properties: of a case.
+        settings: config of the run.
+
+    Returns:
+        The properties: the same where the config has no such numbers yet, or needs none.
+    """
+    method, scale = settings.data.normalise, properties.scale
+    if scale is None or any(map(numbers.lacking, numbers.entries(method))):
+        return properties
+    channels = properties.shapes["image"][0]
+    made = with_entries(method, scale, channels, numbers.FOUND)
+    return dataclasses.replace(properties, scale=made)
+
+
+def _counts_foreground(settings: config.Config) -> bool:
+    """Whether numbers of the normalisation have to be found in the foreground of the cases."""
+    return _foreground_role(settings) is not None and any(
+        map(numbers.lacking, numbers.entries(settings.data.normalise))
+    )
+
+
+def _foreground_role(settings: config.Config) -> str | None:
+    """The target whose classes are the foreground: the first of labels."""
+    return next((name for name, kind in settings.targets.items() if kind == "labels"), None)
 
 
 @contextlib.contextmanager
@@ -233,11 +271,10 @@ def _grid_entry(geometry: Geometry, dims: int) -> dict[str, Any]:
 
 def _cache_key(case: Case, settings: config.Config) -> dict[str, Any]:
     """All that the properties of a case depend on; moving a data set changes none of it."""
-    normal = settings.data.normalise
     return {
         "format": FORMAT,
         "dims": settings.data.dims,
-        "normalise": {"name": normal.name, "options": dict(normal.options)},
+        **_normalisation_key(settings),
         "targets": {role: settings.roles.get(role, "image") for role in case.targets},
         "binarise": binarise_rule(settings.data),
         **({"space": spaces.settings_of(settings)} if settings.data.has_space else {}),
@@ -245,6 +282,20 @@ def _cache_key(case: Case, settings: config.Config) -> dict[str, Any]:
             role: [file_stamp(path) for path in paths]
             for role, paths in files_by_role(case).items()
         },
+    }
+
+
+def _normalisation_key(settings: config.Config) -> dict[str, Any]:
+    """The part of a key that the normalisation is: the numbers of the data set are none of it."""
+    normal = settings.data.normalise
+    found = [
+        {"name": e.name, "options": {} if e.name in numbers.FOUND else dict(e.options)}
+        for e in numbers.entries(normal)
+    ]
+    more = {"foreground": [_foreground_role(settings), settings.data.ignore_label]}
+    return {
+        "normalise": found[0] if isinstance(normal, NamedOptions) else found,
+        **(more if any(entry["name"] in numbers.FOUND for entry in found) else {}),
     }
 
 
@@ -276,18 +327,20 @@ def file_stamp(path: Path) -> dict[str, Any]:
     """Name, size and time of change of a file, by which a changed file is noticed.
 
     Args:
-        path: a file, or a Zarr folder, whose stamp covers all files inside.
+        path: a file, or a folder (Zarr, DICOM), whose stamp covers all files inside; of a header
+            with its pixels beside it both count.
 
     Returns:
         ``name``, ``size`` in bytes, ``mtime_ns`` in nanoseconds (both -1 where there is no such
         file); of a folder also ``files``, their number.
     """
     try:
-        stat = path.stat()
+        stat = files.split_selection(path)[0].stat()
     except OSError:
         return {"name": path.name, "size": -1, "mtime_ns": -1}
-    if path.is_dir():  # Zarr: what changes inside does not change the folder
-        inside = [p.stat() for p in path.rglob("*") if p.is_file()]
+    parts = files.parts(path)
+    if parts != [path]:  # a folder, or a header: what changes inside does not change it
+        inside = [p.stat() for p in parts]
         size, newest = (
             sum(s.st_size for s in inside),
             max((s.st_mtime_ns for s in inside), default=0),
@@ -307,7 +360,9 @@ def _known_properties(path: Path, key: Mapping[str, Any], case: Case) -> CasePro
             role: [{**s, "path": str(p)} for s, p in zip(key["files"][role], paths, strict=True)]
             for role, paths in files_by_role(case).items()
         }
-        return dataclasses.replace(_properties_from(document["facts"]), files=paths)
+        found = dataclasses.replace(_properties_from(document["facts"]), files=paths)
+        _ = found.model_space  # ValueError where it is none
+        return found
     except (files.FileError, KeyError, ValueError):
         return None
 
@@ -324,6 +379,15 @@ def jsonable(obj: Any) -> Any:
     return json.loads(json.dumps(obj, default=list))
 
 
+def _document(properties: CaseProperties) -> dict[str, Any]:
+    """Properties as their JSON document; what only some normalisations have is left out."""
+    found = {f.name: getattr(properties, f.name) for f in dataclasses.fields(properties)}
+    found["scale"] = properties.scale and properties.scale.as_json()
+    return (
+        found if properties.intensities else {k: v for k, v in found.items() if k != "intensities"}
+    )
+
+
 def _properties_from(document: Mapping[str, Any]) -> CaseProperties:
     """Properties from their JSON document."""
     scale = document["scale"]
@@ -338,14 +402,10 @@ def _properties_from(document: Mapping[str, Any]) -> CaseProperties:
                 role: (problem, suggestion)
                 for role, (problem, suggestion) in document["outside"].items()
             },
-            "scale": (
-                scale
-                and normalise.IntensityScale(
-                    low=tuple(scale["low"]),
-                    high=tuple(scale["high"]),
-                    to=tuple(scale["to"]),
-                    clip=scale["clip"],
-                )
+            "scale": scale and scales.from_json(scale),
+            "intensities": tuple(
+                Intensities(**{**entry, "counts": tuple(entry["counts"])})
+                for entry in document.get("intensities", ())
             ),
         }
     )
@@ -355,9 +415,12 @@ def _examine_case(
     case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]
 ) -> CaseProperties:
     """Decode every file of a case and note what it holds."""
-    found, normal = _Findings(), settings.data.normalise
+    found, normal = _Findings(), normalise.pending(settings.data.normalise)
     image = found.attempt(lambda: load_image(case, settings.data.dims))
-    if image is not None:
+    if image is not None and (wrong := normalise.channel_problem(normal, image[0])):
+        found.note("image", *image)
+        found.problems.append((str(case.image[0]), *wrong))
+    elif image is not None:
         found.note("image", *image)
         found.check_range("image", normal, image[0])
         space = found.attempt(lambda: _space_of(case, image, settings)) or ModelSpace()
@@ -387,6 +450,8 @@ def _examine_case(
                 found.values[role] = label_values(target[0])
             else:
                 found.check_range(role, normal, target[0])
+            if role == _foreground_role(settings) and _counts_foreground(settings):
+                found.count_foreground(image, target[0], settings.data.ignore_label)
     named = {
         role: [
             {**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)
@@ -458,7 +523,15 @@ class _Findings:
         if bad:
             self.nonfinite[role] = bad
 
-    def check_range(self, role: str, normal: NamedOptions, image: np.ndarray) -> None:
+    def count_foreground(
+        self, image: tuple[np.ndarray, Geometry] | None, labels: np.ndarray, ignored: int | None
+    ) -> None:
+        """Count the intensities of the foreground, where labels and image fit."""
+        if image is not None and image[0].shape[1:] == labels.shape[1:]:
+            mask = intensities.foreground(labels[0], ignored)
+            self.rest["intensities"] = intensities.collect(image[0], mask)
+
+    def check_range(self, role: str, normal: Normalisation, image: np.ndarray) -> None:
         """Note an image that the normalisation would mostly clip."""
         problem = normalise.problem_of(normal, image)
         if problem:

@@ -119,7 +119,7 @@ def _require_same_grid(
 ) -> None:
     """Raise FileError where a file is on another grid than the first one of its case."""
     for array, geometry in first:
-        if (geometry.format == "nifti") != (own[1].format == "nifti"):
+        if grid.has_world(geometry) != grid.has_world(own[1]):
             problem = (
                 f"is {_axis_order(own[1])}, the first channel {case.image[0].name} is"
                 f" {_axis_order(geometry)}: nothing says which axis is which"
@@ -141,9 +141,9 @@ def _require_same_grid(
 def _axis_order(geometry: Geometry) -> str:
     """Axis order of a file, for messages."""
     return (
-        "NIfTI with axes (X, Y, Z)"
-        if geometry.format == "nifti"
-        else "no NIfTI, its axes are (Z, Y, X)"
+        "NIfTI, MetaImage, NRRD or DICOM with axes (X, Y, Z)"
+        if grid.has_world(geometry)
+        else "none of them, its axes are (Z, Y, X)"
     )
 
 

@@ -22,6 +22,9 @@ from pipeline.files import LazyArray, Rows, slabs
 ORDERS = (0, 1, 3)
 """Orders of the spline: nearest voxel, linear, cubic."""
 
+RULES = ("argmax", "half")
+"""Which class a voxel of resampled labels gets, see :func:`resize_labels`."""
+
 ROWS = 8
 """Rows along the first axis that are computed together, always the same ones."""
 
@@ -29,7 +32,10 @@ DENSE = 256
 """Voxels along an axis up to which a full matrix is as fast as its few entries."""
 
 TIE = 1e-6
-"""Shares of two classes that differ by less are equal; the lower class number then wins."""
+"""Shares of two classes that differ by less are equal; the lower class number then wins.
+
+So are two spacings: affines are kept in single precision.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +94,10 @@ def operator(old: int, new: int, order: int) -> np.ndarray:
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order}, must be one of {', '.join(map(str, ORDERS))}.")
-    if old == new:
-        found = np.eye(old)
-    else:
-        found = ndimage.zoom(
-            np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True
-        )
+    found = np.eye(old)
+    if old != new:
+        zoomed = ndimage.zoom(found, (new / old, 1), order=order, mode="nearest", grid_mode=True)
+        found = np.asarray(zoomed)
     found.flags.writeable = False
     return found
 
@@ -326,7 +330,10 @@ def resize_labels(
         return out
     best = np.full(out.shape, 0.5 if rule == "half" else -1.0, np.float32)
     for value in values:
-        box, part = _class_share(labels, value, axes)
+        found = _class_share(labels, value, axes)
+        if found is None:
+            continue
+        box, part = found
         own, share = (slice(None), *box), best[(slice(None), *box)]
         more = part > share if rule == "half" else part > share + TIE
         out[own][more] = value
@@ -337,8 +344,11 @@ def resize_labels(
 
 def _class_share(
     labels: np.ndarray, value: Any, axes: Sequence[AxisResize]
-) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Share of a class in each voxel, float32 ``(1, ...)``, of the box that it reaches."""
+) -> tuple[tuple[slice, ...], np.ndarray] | None:
+    """Share of a class in each voxel, float32 ``(1, ...)``, of the box that it reaches.
+
+    None where it reaches none: all of its voxels lie between those that a coarser grid samples.
+    """
     mask = labels == value
     box, parts = [], list[np.ndarray]()
     inside: list[slice] = []
@@ -346,6 +356,8 @@ def _class_share(
         over = tuple(a for a in range(mask.ndim) if a != n + 1)
         matrix = axis.matrix
         reached = np.flatnonzero(matrix[:, mask.any(over)].any(1))
+        if not reached.size:
+            return None
         low, high = int(reached[0]), int(reached[-1]) + 1
         used = np.flatnonzero(matrix[low:high].any(0))
         box.append(slice(low, high))
@@ -371,14 +383,16 @@ def new_size(
         wanted: the same after resampling.
 
     Returns:
-        The rounded quotient, at least 1. The exact factor is that of the sizes.
+        The rounded quotient (halves to the even number, whatever the last digits of an affine), at
+        least 1. The exact factor is that of the sizes.
 
     Example:
         >>> new_size((128, 128, 40), (0.8, 0.8, 5.0), (1.0, 1.0, 5.0))
         (102, 102, 40)
     """
     return tuple(
-        max(1, round(n * old / new)) for n, old, new in zip(size, spacing, wanted, strict=True)
+        max(1, round(round(n * old / new, 3)))
+        for n, old, new in zip(size, spacing, wanted, strict=True)
     )
 
 
@@ -406,8 +420,8 @@ def coarse_axis(
     if ratio is None or len(current) < 3:
         return None
     for spacing in (current, wanted):
-        if max(spacing) / min(spacing) > ratio:
-            most = [n for n, s in enumerate(spacing) if math.isclose(s, max(spacing), rel_tol=1e-6)]
+        if max(spacing) / min(spacing) > ratio * (1 + TIE):
+            most = [n for n, s in enumerate(spacing) if math.isclose(s, max(spacing), rel_tol=TIE)]
             return most[0] if len(most) == 1 else None
     return None
 

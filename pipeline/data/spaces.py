@@ -19,7 +19,7 @@ from pipeline.files import FileError, LazyArray, slabs
 from pipeline.grid import SPREAD, Alignment, Grid, by_mm, reorientation, spread
 
 FAMILIES = {
-    "nifti": "NIfTI, whose arrays are (X, Y, Z)",
+    "nifti": "NIfTI, MetaImage, NRRD or DICOM, whose arrays are (X, Y, Z)",
     "array": "TIFF, Zarr, NumPy arrays or pictures, which are (Z, Y, X)",
 }
 """What messages call the two families of grids."""

@@ -14,7 +14,7 @@ from pipeline.data.properties import CaseProperties
 from pipeline.records import Case, Fault
 
 ORDER = {
-    "nifti": "NIfTI, whose axes are (X, Y, Z)",
+    "nifti": "NIfTI, MetaImage, NRRD or DICOM, whose axes are (X, Y, Z)",
     "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)",
 }
 """Families of files and the order of their axes, for messages."""

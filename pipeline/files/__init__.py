@@ -1,8 +1,8 @@
 """Read and write image arrays with their geometry.
 
-TIFF, OME-Zarr, NIfTI, PNG, JPEG and npy are read and written, GIF and BMP only read. Every file is
-written whole or not at all. Arrays larger than memory are opened by :func:`view` and written from
-:class:`Rows`, slab by slab.
+TIFF, OME-Zarr, NIfTI, MetaImage, NRRD, PNG, JPEG and npy are read and written, DICOM, GIF and BMP
+only read. Every file is written whole or not at all. Arrays larger than memory are opened by
+:func:`view` and written from :class:`Rows`, slab by slab.
 """
 
 from pipeline.files.documents import checked, parse, read_document, read_json, shown
@@ -25,12 +25,25 @@ from pipeline.files.durable import (
     write_text,
 )
 from pipeline.files.errors import FileError, absence, guarded, require_text
-from pipeline.files.formats import Probe, dims_of, geometry, probe, read, stored, view, write
-from pipeline.files.names import SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
+from pipeline.files.formats import Probe, dims_of, geometry, parts, probe, read, stored, view, write
+from pipeline.files.names import (
+    INSTEAD,
+    SUFFIXES,
+    as_text,
+    case_id,
+    format_suffix,
+    is_dicom_folder,
+    is_folder,
+    is_image,
+    split_selection,
+    stem,
+    suffix,
+)
 from pipeline.files.pixels import LazyArray, Rows, row_bytes, slabs
 from pipeline.files.tables import read_table
 
 __all__ = [
+    "INSTEAD",
     "SUFFIXES",
     "DiskError",
     "FileError",
@@ -43,15 +56,18 @@ __all__ = [
     "checked",
     "checksum",
     "dims_of",
+    "format_suffix",
     "free_bytes",
     "geometry",
     "guarded",
+    "is_dicom_folder",
     "is_folder",
     "is_image",
     "keeps_every_byte",
     "named",
     "nearest",
     "parse",
+    "parts",
     "probe",
     "read",
     "read_document",
@@ -67,6 +83,7 @@ __all__ = [
     "sha256",
     "shown",
     "slabs",
+    "split_selection",
     "stem",
     "stored",
     "suffix",

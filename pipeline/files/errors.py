@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.files.names import is_folder
+from pipeline.files.names import is_dicom_folder, is_folder, split_selection
 from pipeline.records import UserError
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def check_kind(path: Path) -> None:
     """
     found = check_regular(path)
     if stat.S_ISDIR(found.st_mode):
-        if not is_folder(path):
+        if not is_folder(path) and not is_dicom_folder(path):
             raise FileError(path, "is a folder", "Name a file")
     elif is_folder(path):
         raise FileError(
@@ -118,7 +118,7 @@ def check_regular(path: Path) -> os.stat_result:
         FileError: for pipes, sockets and devices.
         OSError: where there is nothing at ``path``.
     """
-    found = path.stat()
+    found = split_selection(path)[0].stat()
     kind = next((name for test, name in _OTHER_KINDS if test(found.st_mode)), None)
     if kind is not None:
         raise FileError(

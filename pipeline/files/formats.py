@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,18 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline.files import nifti, npy, pictures, tiff
+from pipeline.files import dicom, metaimage, nifti, npy, nrrd, pictures, tiff
 from pipeline.files.durable import whole
 from pipeline.files.errors import AGAIN, FileError, guarded
-from pipeline.files.names import FOLDERS, SUFFIXES, suffix
+from pipeline.files.names import (
+    FOLDERS,
+    INSTEAD,
+    SUFFIXES,
+    WRITABLE,
+    format_suffix,
+    split_selection,
+    suffix,
+)
 from pipeline.files.pixels import LazyArray, Rows
 from pipeline.records import Geometry, UserError
 
@@ -28,6 +37,11 @@ _FORMATS = {
     ".tiff": tiff,
     ".nii": nifti,
     ".nii.gz": nifti,
+    ".mha": metaimage,
+    ".mhd": metaimage,
+    ".nrrd": nrrd,
+    ".nhdr": nrrd,
+    ".dcm": dicom,
     ".png": pictures,
     ".jpg": pictures,
     ".jpeg": pictures,
@@ -87,7 +101,8 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
     Args:
         path: image file.
         dims: number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``, the
-            order of the file, from NIfTI; 2 gives ``(C, Y, X)``.
+            order of the file, from NIfTI, MetaImage, NRRD and DICOM; 2 gives ``(C, Y, X)``, of
+            those four ``(C, X, Y)``.
         labels: read a label map, whose values are classes, not intensities.
 
     Returns:
@@ -189,7 +204,7 @@ def dims_of(path: Path) -> int:
 
 def _format(path: Path) -> ModuleType:
     """The module that reads and writes the format of a path."""
-    known = suffix(path)
+    known = format_suffix(path)
     if not known:
         raise FileError(
             path,
@@ -230,6 +245,7 @@ def write(
         (1, 4, 5, 6)
     """
     geometry = geometry or Geometry()
+    _require_writable_format(path)
     if isinstance(array, Rows):
         form = _format(path)
         with whole(path, math.prod(array.shape) * np.dtype(array.dtype).itemsize) as temp:
@@ -255,6 +271,37 @@ def write(
         form.write(
             temp, array if form is npy else array.reshape(-1, *array.shape[-space:]), geometry
         )
+
+
+def _require_writable_format(path: Path) -> None:
+    """Raise UserError for a format that is only read."""
+    known = suffix(path)
+    if known in INSTEAD and _FORMATS[known] is not pictures:  # which say it themselves
+        raise UserError(
+            f"{path}: {known} files are only read. Write {INSTEAD[known]} instead; all that can be"
+            f" written: {', '.join(WRITABLE)}."
+        )
+
+
+def parts(path: Path) -> list[Path]:
+    """Files that an image consists of.
+
+    Args:
+        path: image file or folder.
+
+    Returns:
+        Of a folder all files inside; of a header (``.mhd``, ``.nhdr``) itself and that of its
+        pixels, where it names one; else the file itself.
+    """
+    path = split_selection(path)[0]
+    if os.path.isdir(path):
+        return [p for p in path.rglob("*") if p.is_file()]
+    if suffix(path) not in (".mhd", ".nhdr"):
+        return [path]
+    try:
+        return [path, guarded(path, lambda: _FORMATS[suffix(path)].pixels_file(path))]
+    except FileError:
+        return [path]
 
 
 def stored(array: Rows, path: Path) -> Rows:

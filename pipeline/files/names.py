@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,11 @@ SUFFIXES = (
     ".zarr",
     ".nii.gz",
     ".nii",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".dcm",
     ".tiff",
     ".tif",
     ".png",
@@ -27,15 +34,38 @@ SUFFIXES = (
 FOLDERS = (".ome.zarr", ".zarr")
 """Formats that are folders of many files."""
 
-READ_ONLY = (".gif", ".bmp")
+INSTEAD = {".gif": ".png", ".bmp": ".png", ".mhd": ".mha", ".nhdr": ".nrrd", ".dcm": ".nii.gz"}
+"""Formats that can only be read, and what is written in their place."""
+
+READ_ONLY = tuple(INSTEAD)
 """Formats that can only be read."""
 
 WRITABLE = tuple(s for s in SUFFIXES if s not in READ_ONLY)
 """Formats that can be written."""
 
 
+SELECTION = re.compile(r"(.+\.zarr)(#[^/#]*)", re.DOTALL | re.IGNORECASE)
+"""Name of a Zarr and what is chosen of it, such as ``scan.ome.zarr#level=1,time=0``."""
+
+
+def split_selection(path: Path) -> tuple[Path, str]:
+    """Split a path of a Zarr into its folder and what is chosen of it.
+
+    Args:
+        path: such as ``scan.ome.zarr#level=1,time=0``. A folder or a link that itself has such a
+            name is the folder of the choice in its name.
+
+    Returns:
+        The folder, and the choice with its ``#``; empty where nothing is chosen.
+    """
+    match = SELECTION.fullmatch(path.name)
+    if match is None:
+        return path, ""
+    return path if os.path.lexists(path) else path.with_name(match[1]), match[2]
+
+
 def suffix(path: Path | str) -> str:
-    """The known suffix of a file name.
+    """The known suffix of a file name, without what is chosen of a Zarr.
 
     Args:
         path: path or name.
@@ -44,10 +74,10 @@ def suffix(path: Path | str) -> str:
         Suffix in lower case with its dot; empty where none is known.
 
     Example:
-        >>> suffix("scan.NII.GZ"), suffix("notes.txt")
-        ('.nii.gz', '')
+        >>> suffix("scan.NII.GZ"), suffix("notes.txt"), suffix("a.zarr#level=1")
+        ('.nii.gz', '', '.zarr')
     """
-    name = Path(path).name.lower()
+    name = _whole_name(path).lower()
     return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
 
 
@@ -64,16 +94,23 @@ def stem(path: Path | str) -> str:
         >>> stem("a/b.v2.nii.gz"), stem("x.tif"), stem("plain")
         ('b.v2', 'x', 'plain')
     """
-    name = Path(path).name
+    name = _whole_name(path)
     known = suffix(name)
     return name[: -len(known)] if known else Path(name).stem
+
+
+def _whole_name(path: Path | str) -> str:
+    """File name without what is chosen of a Zarr."""
+    name = Path(path).name
+    match = SELECTION.fullmatch(name)
+    return match[1] if match else name
 
 
 def case_id(path: Path | str) -> str:
     """Id of the case that a file belongs to: its stem in composed Unicode (NFC).
 
-    This is the only place where ids are made. Some file systems and archives keep ``é`` as two
-    characters; the same file then has two spellings.
+    A folder of DICOM slices gives its whole name. This is the only place where ids are made. Some
+    file systems and archives keep ``é`` as two characters; the same file then has two spellings.
 
     Args:
         path: path or name.
@@ -85,7 +122,8 @@ def case_id(path: Path | str) -> str:
         >>> case_id("a/Zu\u0308rich.tif") == "Z\u00fcrich"
         True
     """
-    return unicodedata.normalize("NFC", stem(path))
+    whole = not suffix(path) and is_dicom_folder(path)
+    return unicodedata.normalize("NFC", Path(path).name if whole else stem(path))
 
 
 @contextlib.contextmanager
@@ -124,6 +162,73 @@ def is_folder(path: Path | str) -> bool:
         (True, False)
     """
     return suffix(path) in FOLDERS
+
+
+def format_suffix(path: Path | str) -> str:
+    """The suffix of the format of an image, also of a folder of DICOM slices.
+
+    Args:
+        path: path of the image; of a name without a known suffix the disk is asked.
+
+    Returns:
+        As :func:`suffix`; ``.dcm`` for a folder of DICOM slices.
+    """
+    return suffix(path) or (".dcm" if is_dicom_folder(path) else "")
+
+
+LOOKED_AT = 16
+"""Files of a folder that are opened, to see whether they are DICOM."""
+
+
+def is_dicom_folder(path: Path | str) -> bool:
+    """Whether a path is a folder of DICOM slices: files with DICOM's mark, and no other images.
+
+    Args:
+        path: any path.
+
+    Returns:
+        False for files, and for folders that hold an image of another format.
+    """
+    if not os.path.isdir(path) or suffix(path) in FOLDERS:
+        return False
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.name != _INDEX]
+    except OSError:
+        return False
+    if any(suffix(name) not in ("", ".dcm") for name in names):
+        return False
+    paths = (Path(path, name) for name in names)
+    return any(map(_is_dicom, itertools.islice(filter(os.path.isfile, paths), LOOKED_AT)))
+
+
+_INDEX = "DICOMDIR"
+"""Name of an index of DICOM files, which is DICOM and no image."""
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a regular file has DICOM's mark behind its first 128 bytes."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder.
+
+    Args:
+        folder: a folder.
+
+    Returns:
+        Files with DICOM's mark, by name, without an index of them.
+    """
+    names = sorted(os.listdir(folder))
+    paths = [folder / n for n in names if not n.startswith(".") and n != _INDEX]
+    return [path for path in paths if _is_dicom(path)]
 
 
 def is_image(path: Path | str) -> bool:

@@ -18,6 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from pipeline.files.errors import FileError, silence, wrong_axes
+from pipeline.files.frames import FORMAT
 from pipeline.files.limits import DEFLATE, check_memory, check_ratio, check_values
 from pipeline.files.names import suffix
 from pipeline.records import Geometry
@@ -109,7 +110,8 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     Args:
         path: ``.nii`` or ``.nii.gz`` file to write.
         array: ``(C, *S)``; several channels become the fourth axis. float16 is written as float32.
-        geometry: header and affine of a NIfTI file; of another format: identity affine.
+        geometry: header and affine of a NIfTI file, affine of MetaImage, NRRD or DICOM; of another
+            format: identity affine.
     """
     image = _image(array, geometry)
     with contextlib.ExitStack() as stack:
@@ -289,6 +291,8 @@ def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
     Its header is the geometry's, byte for byte, but for shape, dtype, scaling and display range.
     """
     data = _axes(array.astype(np.float32) if array.dtype == np.float16 else array, geometry)
+    if geometry.format == FORMAT:
+        return _placed(data, geometry)
     if geometry.format != "nifti":
         return nibabel.Nifti1Image(data, np.eye(4), dtype=data.dtype)
     block = base64.b64decode(geometry.meta["header"])
@@ -304,6 +308,18 @@ def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
     header["cal_min"] = header["cal_max"] = 0
     # Without an affine nibabel leaves sform, qform and their codes as the header has them.
     return kind(data, None, header, dtype=data.dtype)
+
+
+def _placed(data: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
+    """An image at the place of a MetaImage, NRRD or DICOM file, in millimetres."""
+    image = nibabel.Nifti1Image(data, None, dtype=data.dtype)
+    header: Any = image.header
+    affine = np.array(geometry.meta["affine"], float)
+    code = 1 if geometry.meta["placed"] else 2  # of a scanner, or aligned to something
+    header.set_xyzt_units("mm")
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    return image
 
 
 def _axes(array: np.ndarray, geometry: Geometry) -> np.ndarray:

@@ -1,15 +1,18 @@
 """OME-Zarr: a folder of chunks, the format of image pyramids of microscopes and scanners.
 
-The finest level is read; one level is written. Versions 0.4 (on Zarr format 2) and 0.5 (format 3)
-are read, as are plain arrays of either format. A prediction is written in the version of its input,
-and as 0.4 where there is none: that is what Fiji, QuPath, napari, neuroglancer and OMERO all open
-today, while only the newest releases of some read 0.5. Specification: ngff.openmicroscopy.org.
+The finest level is read unless the path names another, and of a series the time that it names:
+``scan.ome.zarr#level=1,time=0``. Axes are found by their names; one level is written. Versions 0.4
+(on Zarr format 2) and 0.5 (format 3) are read, as are plain arrays of either format. A prediction
+is written in the version of its input, and as 0.4 where there is none: that is what Fiji, QuPath,
+napari, neuroglancer and OMERO all open today, while only the newest releases of some read 0.5.
+Specification: ngff.openmicroscopy.org.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import zarr
 
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import check_memory
+from pipeline.files.names import split_selection
 from pipeline.files.pixels import LazyArray, Rows, slabs
 from pipeline.files.zarr_limits import Folder, check_array, check_metadata
 from pipeline.records import Geometry
@@ -29,8 +33,53 @@ VERSION = "0.4"
 """Version that is written where the input has none."""
 
 
-def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
-    """The finest level, its multiscale entry (empty for a plain array) and the version."""
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is chosen of a Zarr.
+
+    Args:
+        level: number of the level, 0 for the first one that is described, the finest.
+        time: index along the axis of time; None: that has one point at most.
+    """
+
+    level: int = 0
+    time: int | None = None
+
+
+def _selection(path: Path) -> tuple[Path, Selection]:
+    """The folder of a Zarr, and what its path chooses."""
+    folder, text = split_selection(path)
+    found: dict[str, int] = {}
+    for part in text[1:].split(",") if text else ():
+        key, _, value = part.partition("=")
+        if key not in ("level", "time") or key in found or not _is_index(value):
+            raise FileError(
+                path,
+                f"chooses {part[:40]!r}, which is neither level=N nor time=N",
+                f"Name {folder.name.partition('#')[0]}#level=1, #time=0 or #level=1,time=0",
+            )
+        found[key] = int(value)
+    return folder, Selection(**found)
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An array that was opened, and what is said of it."""
+
+    array: Any
+    entry: Mapping[str, Any]
+    """Multiscale entry, whose only dataset is the chosen one; empty for a plain array."""
+    version: str
+    time: int | None
+
+
+def _open(path: Path) -> _Opened:
+    """The chosen level."""
+    path, chosen = _selection(path)
     silence("zarr", "numcodecs")
     check_metadata(path)
     store = Folder(path, read_only=True)
@@ -46,9 +95,13 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
             suggestion,
         ) from None
     if isinstance(node, zarr.Array):
+        if chosen != Selection():
+            raise FileError(
+                path, "is a plain array without levels and times", "Name it without a choice (#)"
+            )
         check_array(path, node, store)
-        return node, {}, ""
-    entry, version = _multiscale(path, dict(node.attrs))
+        return _Opened(node, {}, "", None)
+    entry, version = _multiscale(path, dict(node.attrs), chosen.level)
     level_path = entry["datasets"][0]["path"]
     check_metadata(path, level_path)
     try:
@@ -59,17 +112,26 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
         ) from None
     if not isinstance(level, zarr.Array):
         raise FileError(
-            path, f"has no array at {level_path!r}, which its description names as the finest level"
+            path,
+            f"has no array at {level_path!r}, which its description names as"
+            f" {_called(chosen.level)}",
         )
     check_array(path, level, store)
     _check_transformations(path, entry, len(level.shape))
-    return level, entry, version
+    return _Opened(level, entry, version, chosen.time)
 
 
-def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The first multiscale entry, and the version.
+def _called(level: int) -> str:
+    """Name of a level, for messages."""
+    return f"level {level}" if level else "the finest level"
 
-    Its axes and datasets were checked for the types of the specification.
+
+def _multiscale(
+    path: Path, attributes: Mapping[str, Any], level: int
+) -> tuple[Mapping[str, Any], str]:
+    """The first multiscale entry, of whose datasets the level is left, and the version.
+
+    Its axes and that dataset were checked for the types of the specification.
     """
     inner = attributes.get("ome", attributes)
     scales = inner.get("multiscales") if isinstance(inner, Mapping) else None
@@ -99,9 +161,17 @@ def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str,
         raise FileError(
             path, "has axes without a name, or with a unit that is no text", _SPEC_ADVICE
         )
-    if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
+    if not isinstance(datasets, list) or not datasets:
         raise FileError(path, "has 'datasets' that are no list of objects", _SPEC_ADVICE)
-    level_path = datasets[0].get("path")
+    if level >= len(datasets):
+        raise FileError(
+            path,
+            f"has {len(datasets)} levels, of which level {level} is none",
+            f"Choose one from level=0, the finest, to level={len(datasets) - 1}",
+        )
+    if not isinstance(datasets[level], Mapping):
+        raise FileError(path, "has 'datasets' that are no list of objects", _SPEC_ADVICE)
+    level_path = datasets[level].get("path")
     if (
         not isinstance(level_path, str)
         or level_path.startswith(("/", "\\"))
@@ -110,9 +180,10 @@ def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str,
     ):
         raise FileError(
             path,
-            f"names {level_path!r}"[:100] + " as its finest level, which is no path inside it",
+            f"names {level_path!r}"[:100] + f" as {_called(level)}, which is no path inside it",
             _SPEC_ADVICE,
         )
+    entry = {**entry, "datasets": [datasets[level]]}
     return entry, str(inner.get("version") or entry.get("version") or VERSION)
 
 
@@ -152,17 +223,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _layout(
-    path: Path, array: Any, entry: Mapping[str, Any], dims: int
-) -> tuple[list[int], tuple[int, ...], list[str]]:
+def _axis_name(axis: Mapping[str, Any]) -> str:
+    """Name of an axis; one that is not known goes by its type."""
+    name = str(axis["name"]).lower()
+    known = name in ("t", "c", "z", "y", "x")
+    return name if known else {"time": "t", "channel": "c"}.get(str(axis.get("type")), name)
+
+
+def _layout(path: Path, found: _Opened, dims: int) -> tuple[list[int], tuple[int, ...], list[str]]:
     """Order of the stored axes for ``(rest, C, *S)``, the shape ``(C, *S)``, and axis names."""
-    shape = tuple(int(n) for n in array.shape)
+    entry = found.entry
+    shape = tuple(int(n) for n in found.array.shape)
     if not entry:
         if len(shape) not in (dims, dims + 1):
             raise wrong_axes(path, shape, dims)
         names = ["c", "z", "y", "x"][-len(shape) :] if dims == 3 else ["c", "y", "x"][-len(shape) :]
     else:
-        names = [str(axis["name"]).lower() for axis in entry["axes"]]
+        names = [_axis_name(axis) for axis in entry["axes"]]
+    shape = _at_time(path, found, names, shape)
     space = ["z", "y", "x"][-dims:]
     flat = [i for i, name in enumerate(names) if name not in (*space, "c")]
     if (
@@ -180,6 +258,38 @@ def _layout(
     )
 
 
+def _at_time(
+    path: Path, found: _Opened, names: Sequence[str], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The shape at the chosen time; raises FileError where none is chosen of several."""
+    axes = [i for i, name in enumerate(names) if name == "t"]
+    if len(names) != len(shape) or not axes:
+        if found.time is not None:
+            raise FileError(
+                path,
+                f"has no axis of time ({''.join(names)[:20]})",
+                "Name it without time=N, or set the type of that axis to time",
+            )
+        return shape
+    size = "x".join(map(str, shape))
+    if len(axes) > 1:
+        raise FileError(path, f"has {len(axes)} axes of time ({size})", _SPEC_ADVICE)
+    count = shape[axes[0]]
+    if count > 1 and found.time is None:
+        raise FileError(
+            path,
+            f"is a series of {count} times ({size}, axes {''.join(names)}) where one is needed",
+            f"Choose one: {path.name.partition('#')[0]}#time=0, up to time={count - 1}",
+        )
+    if (found.time or 0) >= count:
+        raise FileError(
+            path,
+            f"has {count} times, of which time {found.time} is none",
+            f"Choose one from time=0 to time={count - 1}",
+        )
+    return tuple(1 if i == axes[0] else n for i, n in enumerate(shape))
+
+
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
     """Check the metadata of a Zarr.
 
@@ -190,13 +300,13 @@ def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
         dims: number of space axes, 2 or 3.
 
     Returns:
-        Shape ``(C, *S)`` of the finest level, and name of the dtype.
+        Shape ``(C, *S)`` of the chosen level, and name of the dtype.
 
     Raises:
         FileError: where the metadata are damaged, declare too much or have other axes.
     """
-    array, entry, _ = _open(path)
-    return _layout(path, array, entry, dims)[1], array.dtype.name
+    found = _open(path)
+    return _layout(path, found, dims)[1], found.array.dtype.name
 
 
 def geometry(path: Path, dims: int) -> Geometry:
@@ -212,12 +322,12 @@ def geometry(path: Path, dims: int) -> Geometry:
     Raises:
         FileError: as :func:`probe`.
     """
-    array, entry, version = _open(path)
-    return _geometry(entry, version, _layout(path, array, entry, dims)[2], dims)
+    found = _open(path)
+    return _geometry(found, _layout(path, found, dims)[2], dims)
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Read the finest level of a Zarr.
+    """Read the chosen level of a Zarr.
 
     Args:
         path: Zarr folder.
@@ -236,7 +346,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 
 def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
-    """Open the finest level of a Zarr for reading slab by slab.
+    """Open the chosen level of a Zarr for reading slab by slab.
 
     Args:
         path: Zarr folder.
@@ -248,22 +358,24 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
     Raises:
         FileError: as :func:`probe`, and from a slice that does not fit into memory.
     """
-    array, entry, version = _open(path)
-    order, shape, names = _layout(path, array, entry, dims)
+    found = _open(path)
+    array = found.array
+    order, shape, names = _layout(path, found, dims)
     axis = names.index("zyx"[3 - dims])
+    now = found.time or 0
+    around = [slice(now, now + 1) if name == "t" else slice(None) for name in names]
 
     def make(first: int, end: int) -> np.ndarray:
         check_memory(path, (shape[0], end - first, *shape[2:]), array.dtype, "rows")
-        part = np.asarray(
-            array[tuple(slice(first, end) if i == axis else slice(None) for i in range(len(names)))]
-        )
+        part = np.asarray(array[(*around[:axis], slice(first, end), *around[axis + 1 :])])
         return part.transpose(order).reshape(shape[0], end - first, *shape[2:])
 
-    return Rows(shape, array.dtype.newbyteorder("="), make), _geometry(entry, version, names, dims)
+    return Rows(shape, array.dtype.newbyteorder("="), make), _geometry(found, names, dims)
 
 
-def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims: int) -> Geometry:
+def _geometry(found: _Opened, names: Sequence[str], dims: int) -> Geometry:
     """Scale and translation of the space axes, of level and whole pyramid combined."""
+    entry = found.entry
     meta: dict[str, Any] = {"dims": dims}
     if not entry:
         return Geometry(format="zarr", meta=meta)
@@ -281,7 +393,7 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
     space = {names[i]: i for i in where}
     ordered = [space[name] for name in "zyx"[3 - dims :]]
     meta |= {
-        "version": version,
+        "version": found.version,
         "scale": [scale[i] for i in ordered],
         "units": [entry["axes"][i].get("unit") for i in ordered],
     }

@@ -230,7 +230,11 @@ def _same_scale(one: IntensityScale | None, other: IntensityScale | None) -> boo
     """Whether intensities mean the same; older files without a scale count as the same."""
     if one is None or other is None:
         return True
-    pairs = ((one.low, other.low), (one.high, other.high), (one.to, other.to))
+    pairs = [(one.low, other.low), (one.high, other.high), (one.to, other.to)]
+    if len(one.ranges) != len(other.ranges):
+        return False
+    for a, b in zip(one.ranges, other.ranges, strict=True):
+        pairs += [((*a.to, a.clip), (*b.to, b.clip)), (a.window or (), b.window or ())]
     return all(len(a) == len(b) and np.allclose(a, b, rtol=1e-3) for a, b in pairs)
 
 

@@ -160,6 +160,7 @@ def _require_own(path: Path, model: Checkpoint) -> None:
     normal = config.data.normalise
     try:
         normalise.check(normal)
+        normalise.require_numbers(normal)
         wanted = TASKS[config.rules].channels(config, model.channels[0])
         outline = outlines.bounded(config.network, *model.channels, config.data.dims)
     except ConfigError as error:

@@ -23,6 +23,7 @@ from pipeline import limits, postprocess
 from pipeline.config import Config
 from pipeline.data import normalise, reading
 from pipeline.data.model_space import ModelSpace
+from pipeline.data.prepare import fitted
 from pipeline.data.spaces import space_of
 from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
@@ -284,7 +285,8 @@ class Predictor:
             scratch: as of :meth:`pipeline.data.model_space.ModelSpace.to_model`.
 
         Returns:
-            The array in model space with its normalisation, and warnings about it.
+            The array in model space with its normalisation, masked where that needs it, and
+            warnings about it.
 
         Raises:
             FileError: the normalisation would clip most of the image.
@@ -293,10 +295,10 @@ class Predictor:
         native = space.to_native(array, scratch)
         if problem := normalise.problem_of(options, native):
             raise FileError(name, *problem)
-        scale, notes = normalise.fit_with_notes(options, native)
+        scale, notes, ready = fitted(options, native, clip=space.resampling is not None)
         if space.resampling is not None:
-            native = space.resampling.forward(normalise.prepared(scale, native))
-        return Source(array=native, scale=scale), notes
+            ready = space.resampling.forward(ready)
+        return Source(array=ready, scale=scale), notes
 
     def tiles(self, size: Sequence[int]) -> Tiling:
         """The tiling of a case.

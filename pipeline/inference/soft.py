@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline import documents, files
 from pipeline.data.model_space import ModelSpace, from_record
-from pipeline.data.normalise import IntensityScale
+from pipeline.data.scales import IntensityScale, from_json
 from pipeline.files import LazyArray, Rows
 from pipeline.grid import grid_of
 from pipeline.records import Geometry, UserError
@@ -181,6 +181,7 @@ def save(folder: Path, soft: SoftPrediction) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     given = {name: value for name, value in asdict(soft.meta).items() if value not in (None, ())}
+    given |= {} if soft.meta.scale is None else {"scale": soft.meta.scale.as_json()}
     record = {**given, "heads": list(soft.heads), "geometry": asdict(soft.geometry)}
     if not soft.space.identity:
         record["space"] = soft.space.record()
@@ -195,6 +196,20 @@ def save(folder: Path, soft: SoftPrediction) -> None:
 def _new_path(folder: Path, head: str, case_id: str) -> Path:
     """File of a head to be written."""
     return (folder if head == MAIN else folder / head) / f"{case_id}.npy"
+
+
+def as_stored(soft: SoftPrediction) -> SoftPrediction:
+    """The prediction with the precision that it has on disk.
+
+    Args:
+        soft: a prediction in memory.
+
+    Returns:
+        The same with heads rounded to the type that is saved, float32.
+    """
+    dtype = soft.meta.rules.soft_type
+    heads = {n: np.asarray(h).astype(dtype).astype(np.float32) for n, h in soft.heads.items()}
+    return replace(soft, heads=heads)
 
 
 def _typed(array: LazyArray, dtype: np.dtype) -> np.ndarray | Rows:
@@ -301,6 +316,8 @@ def _space(path: Path, found: Mapping[str, Any], size: tuple[int, ...]) -> Model
     space = from_record(found["space"])
     if space.sizes is not None and space.sizes != size:
         raise ValueError(f"space is of {space.sizes} voxels, the array has {size}")
+    if len(space.alignment.axes or size) != len(size):
+        raise ValueError(f"space has {len(space.alignment.axes)} axes, the array {len(size)}")
     return space
 
 
@@ -321,12 +338,9 @@ def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
     given = found.get("scale") or {}
     scale = None
     if set(given) >= {"low", "high", "to", "clip"}:  # of labels it is not needed, and not checked
-        scale = IntensityScale(
-            low=tuple(given["low"]),
-            high=tuple(given["high"]),
-            to=tuple(given["to"]),
-            clip=given["clip"],
-        )
+        if "ranges" in given:
+            files.checked(path, given, documents.Scale, AGAIN)
+        scale = from_json(given)
     known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
     return SoftMeta(**known, scale=scale, image=tuple(found.get("image", ())))
 
@@ -364,10 +378,18 @@ def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
     channels, scale = len(array), meta.scale
     if meta.channels not in (None, channels):
         raise ValueError(f"channels is {meta.channels}, but the array has {channels}")
-    if scale is not None and not {len(scale.low), len(scale.high)} <= {1, channels}:
+    if scale is not None:
+        _require_scale(scale, channels)
+
+
+def _require_scale(scale: IntensityScale, channels: int) -> None:
+    """Raise ValueError for a scale of another number of channels."""
+    if not {len(scale.low), len(scale.high)} <= {1, channels}:
         raise ValueError(
             f"scale has limits for {len(scale.low)} and {len(scale.high)} channels, not {channels}"
         )
+    if len(scale.ranges) not in (0, channels):
+        raise ValueError(f"scale has ranges for {len(scale.ranges)} channels, not {channels}")
 
 
 def load_sound(folder: Path, case_id: str) -> SoftPrediction:

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import colours, files, postprocess
 from pipeline.data import normalise
 from pipeline.files import LazyArray, Rows, slabs
+from pipeline.grid import has_world
 from pipeline.inference.soft import SoftPrediction
 from pipeline.records import NamedOptions
 
@@ -70,7 +71,7 @@ def suffix_of(soft: SoftPrediction) -> str:
         Format of the input; for cases predicted in training, which do not say it, the usual one of
         their geometry.
     """
-    return soft.meta.suffix or (".nii.gz" if soft.geometry.format == "nifti" else ".tif")
+    return soft.meta.suffix or (".nii.gz" if has_world(soft.geometry) else ".tif")
 
 
 def decided(

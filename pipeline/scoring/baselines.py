@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import Config, numbers
 from pipeline.data.cache import CachedCase, file_image
 from pipeline.metrics.frames import views
+from pipeline.records import NamedOptions
 from pipeline.scoring import core
 from pipeline.scoring.cached import (
     PRESENT,
@@ -27,9 +28,10 @@ def of_labels(
 ) -> dict[str, Scores]:
     """Score the baselines of binary labels: an empty answer, and the best global threshold.
 
-    The threshold is on the normalised image. It, its side (bright or dark) and the channel are
-    chosen on the very cases that they are scored on, in the baseline's favour, by the mean Dice of
-    the first frame. Probabilities are then the grey values of that channel.
+    The threshold is on the normalised image; of ``ct`` and ``none`` anywhere between the least and
+    the greatest value of all cases. It, its side (bright or dark) and the channel are chosen on the
+    very cases that they are scored on, in the baseline's favour, by the mean Dice of the first
+    frame. Probabilities are then the grey values of that channel.
 
     Args:
         config: config of the run.
@@ -40,19 +42,9 @@ def of_labels(
     Returns:
         Mean scores by name of the baseline.
     """
-    rules = rules_of(config, scoring.version)
+    rules, spans = rules_of(config, scoring.version), _spans(config, cases)
     channel, side, cut = _best_cut(
-        np.stack(
-            [
-                _histograms(
-                    c.scale.apply(file_image(c, config.data.dims)),
-                    _empty(config, c, scoring),
-                    rules,
-                    bins,
-                )
-                for c in cases
-            ]
-        )
+        np.stack([_histograms(c, _empty(config, c, scoring), rules, spans, bins) for c in cases])
     )
     single = cases[0].image.shape[0] == 1
     name = (
@@ -61,7 +53,7 @@ def of_labels(
     rows: dict[str, list[Scores]] = {"empty answer": [], name: []}
     for cached in cases:
         nothing = _empty(config, cached, scoring)
-        grey = cached.scale.apply(file_image(cached, config.data.dims))[channel]
+        grey = _greys(cached, spans)[channel]
         level = _levels(grey, bins)
         answer = (level >= cut) if side == "bright" else (level < cut)
         soft = grey if side == "bright" else 1 - grey
@@ -121,19 +113,45 @@ BASELINES: dict[str, Callable[[Config, Sequence[CachedCase], Scoring], dict[str,
 """Baselines by task."""
 
 
+Spans = list[tuple[float, float] | None]
+"""Of each channel, least and greatest normalised value of all cases; None: 0 and 1."""
+
+
+def _spans(config: Config, cases: Sequence[CachedCase]) -> Spans:
+    """Spans of channels that keep the intensities of their files (``ct`` and ``none``)."""
+    count, method = cases[0].image.shape[0], config.data.normalise
+    each = numbers.entries(method) * (count if isinstance(method, NamedOptions) else 1)
+    out: Spans = [None] * count
+    kept = [n for n, entry in enumerate(each) if entry.name in ("ct", "none")]
+    for array in (c.scale.apply(np.asarray(c.image.array)) for c in cases if kept):
+        for n in kept:
+            least, most = out[n] or (np.inf, -np.inf)
+            out[n] = (min(least, float(array[n].min())), max(most, float(array[n].max())))
+    return out
+
+
+def _greys(cached: CachedCase, spans: Spans) -> np.ndarray:
+    """The normalised image, with each span brought to 0..1."""
+    out = cached.scale.apply(file_image(cached, len(cached.image.shape) - 1))
+    for channel, span in zip(out, spans, strict=True):
+        if span is not None and span[1] > span[0]:
+            channel -= np.float32(span[0])
+            channel /= np.float32(span[1] - span[0])
+    return out
+
+
 def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
     """Grey levels 0 to ``bins - 1`` of a normalised image."""
     return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
 
 
-def _histograms(grey: np.ndarray, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
-    """Counts ``(C, 2, bins)`` of background and foreground by grey level of ``(C, *S)``.
-
-    Those of the first frame.
-    """
+def _histograms(
+    cached: CachedCase, case: CaseArrays, rules: Rules, spans: Spans, bins: int
+) -> np.ndarray:
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level, in the first frame."""
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
-    levels = _levels(grey, bins)
+    levels = _levels(_greys(cached, spans), bins)
     sides = [valid & ((view.label != 0) == side) for side in (False, True)]
     return np.stack(
         [[np.bincount(level[side], minlength=bins) for side in sides] for level in levels]

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.cache import CachedCase, file_image, file_target
-from pipeline.data.change import LEVEL
+from pipeline.data.change import LEVEL, difference_mask
 from pipeline.metrics import pool
 from pipeline.metrics.counts import Counts
 from pipeline.records import METRICS_VERSION, NamedOptions, UserError
@@ -166,7 +166,7 @@ def score_image(
             " normalisation cannot serve both. Save the two in the same number type."
         )
     source = file_image(cached, config.data.dims)
-    changed = changed_of(cached) if rules.need_change else None
+    changed = changed_of(config, cached) if rules.need_change else None
     case = CaseArrays(
         answer=answer, target=target, source=source, changed=changed, predicted=predicted
     )
@@ -188,21 +188,27 @@ def image_target(config: Config) -> str:
     return next(name for name, kind in config.targets.items() if kind == "image")
 
 
-def changed_of(cached: CachedCase) -> np.ndarray | None:
-    """The mask of what was to change in a case.
+def changed_of(config: Config, cached: CachedCase) -> np.ndarray | None:
+    """The mask of what was to change in a case, on the grid of its files.
 
     It is made by ``data.change``, or the user's own: a target of labels called ``mask``.
 
     Args:
+        config: config of the run.
         cached: the case.
 
     Returns:
         Bool ``(*S)``; None where the data has no such mask.
     """
-    if "mask" in cached.maps:
+    change = config.data.change
+    if "mask" in cached.maps and cached.space.identity:
         return np.asarray(cached.maps["mask"].array)[0] >= LEVEL
+    if "mask" in cached.maps and change is not None:
+        source = file_image(cached, config.data.dims)
+        target = file_target(cached, image_target(config), config)
+        return difference_mask(source, target, change)[0].astype(np.float16) >= LEVEL
     if "mask" in cached.targets:
-        return np.asarray(cached.targets["mask"].array)[0] > 0
+        return file_target(cached, "mask", config)[0] > 0
     return None
 
 

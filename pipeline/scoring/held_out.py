@@ -134,6 +134,8 @@ def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
         done = job.folder / f"{cached.case.id}.scores.json"
         if not done.is_file():
             prediction = predict_stored(cached, config, predict_tile, job.device, advance)
+            if cached.space.changes_grid:  # score what the answers in oof/ are made from
+                prediction = softs.as_stored(prediction)
             softs.save(
                 job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.rules))
             )

@@ -144,11 +144,7 @@ def _require_apart(job: EnsembleJob) -> None:
     """Raise UserError where an output could replace an image or a prediction that is read."""
     members, data = job.spec.members, job.inputs
     outputs.require_folder(job.output)
-    images = [
-        p
-        for d in data
-        for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else listing.images(d))
-    ]
+    images = [p for d in data for p in listing.images(d, itself=True)]
     outputs.require_apart(images, job.output)
     run_folders = _own_folders(members, job.output) if data else {}
     given = [

@@ -19,7 +19,7 @@ from pipeline import files, plugins, postprocess
 from pipeline.config import to_dict
 from pipeline.data import reading
 from pipeline.data.model_space import ModelSpace
-from pipeline.data.normalise import IntensityScale
+from pipeline.data.scales import IntensityScale
 from pipeline.data.spaces import space_of
 from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
@@ -250,7 +250,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         size = space.size(shape)
         tiles = job.predictor.tiles(size)
         parts = blocks_of(job, case, size, tiles) if by_blocks else None
-        streams = parts is not None and is_streamed(job, given)
+        streams = parts is not None and is_streamed(job, given, size)
         if streams and which is None and TASKS[job.config.rules].decides:
             postprocess.check_memory(job.config.postprocess, channels_of(job), shape)
         if parts is not None:
@@ -341,7 +341,7 @@ def _meta(job: PredictJob, case: Case, scale: IntensityScale, given: LazyArray) 
     """The record that is stored with probabilities."""
     return SoftMeta(
         task=job.config.rules,
-        suffix=files.suffix(case.image[0]),
+        suffix=files.format_suffix(case.image[0]),
         scale=scale,
         dtype=str(given.dtype),
         channels=len(given),

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import files
 from pipeline.data import normalise, reading
 from pipeline.data.model_space import ModelSpace
-from pipeline.data.spaces import space_of
+from pipeline.data.spaces import space_for, space_of
 from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
 from pipeline.grid import grid_of
@@ -72,9 +72,26 @@ def goes_by_blocks(job: PredictJob, case: Case) -> bool:
     if blocks.folders(job.output, case.id):
         return True
     found = files.probe(case.image[0], job.config.data.dims)
-    return found.problem is None and _is_large(
-        job, found.shape[1:], found.shape[0] * len(case.image)
-    )
+    if found.problem is not None:
+        return False
+    channels, size = found.shape[0] * len(case.image), tuple(found.shape[1:])
+    return _is_large(job, size, channels) or _is_large(job, _size_seen(job, case, size), channels)
+
+
+def _size_seen(job: PredictJob, case: Case, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Voxels of a case along each axis in model space, were it not cropped, from its headers.
+
+    Those of the file where that says too little: the error comes where it is read.
+    """
+    config, dims = job.config, job.config.data.dims
+    if config.data.spacing is None:
+        return size
+    try:
+        own = grid_of(files.geometry(case.image[0], dims), dims)
+        found = space_for(case.image[0], own, size, config, job.predictor.trained_on)
+    except files.FileError:
+        return size
+    return found.size(size)
 
 
 def _is_large(job: PredictJob, size: Sequence[int], channels: int) -> bool:
@@ -82,17 +99,20 @@ def _is_large(job: PredictJob, size: Sequence[int], channels: int) -> bool:
     return math.prod(size) * max(channels, channels_of(job)) > normalise.WHOLE
 
 
-def is_streamed(job: PredictJob, array: LazyArray) -> bool:
+def is_streamed(job: PredictJob, array: LazyArray, size: Sequence[int]) -> bool:
     """Whether the prediction, too, is decided and written by slabs.
 
     Args:
         job: the predictor and where its predictions go.
         array: the image ``(C, *S)``.
+        size: voxels along each axis in model space.
 
     Returns:
-        True for images that should not be held in memory.
+        True for images that should not be held in memory, in one space or the other.
     """
-    return job.blocks == "always" or _is_large(job, array.shape[1:], len(array))
+    return job.blocks == "always" or any(
+        _is_large(job, s, len(array)) for s in (array.shape[1:], size)
+    )
 
 
 def blocks_of(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -> Blocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,22 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
                     f"{found[case_id + ending].image[0]} is called like a picture that is written"
                     f" beside the answer for {case_id}. Leave it out, or rename it."
                 )
+    _log_other_formats(config.task, found.values())
     return list(found.values())
+
+
+def _log_other_formats(task: str, inputs: Iterable[Case]) -> None:
+    """Log once which volumes get their answers in another format, as theirs is only read."""
+    for given in sorted({files.format_suffix(case.image[0]) for case in inputs} & OTHER):
+        name = "DICOM" if given == ".dcm" else given
+        logger.info(
+            f"{name} is only read: answers are written as {TASKS[task].suffix(given)}, at the same"
+            " place in the world"
+        )
+
+
+OTHER = frozenset({".dcm", ".mhd", ".nhdr"})
+"""Formats of volumes that are only read."""
 
 
 def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
@@ -116,13 +131,16 @@ def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
         UserError: where one would.
     """
     outputs.require_folder(job.output)
-    outputs.require_apart((path for case in inputs for path in case.image), job.output)
+    read = (files.split_selection(path)[0] for case in inputs for path in case.image)
+    outputs.require_apart(read, job.output)
     outputs.require_own(job.output, (name for case in inputs for name in _names(job, case)))
 
 
 def _names(job: PredictJob, case: Case) -> list[str]:
     """Files that the prediction of a case may be written to."""
-    return outputs.names(case.id, job.config.rules, files.suffix(case.image[0]), job.save_soft)
+    return outputs.names(
+        case.id, job.config.rules, files.format_suffix(case.image[0]), job.save_soft
+    )
 
 
 LOOKED_AT = 1000

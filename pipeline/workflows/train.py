@@ -227,10 +227,12 @@ def _prepare(config: Config, start: Start, context: DistributedContext) -> Train
     if not context.is_main:
         data = check_data(config, folder, write=False, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
+        config, data = checks.with_numbers(config, data, start)
         return _open_run(config, start.run, data, context, channels)
     with _locked(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
+        config, data = checks.with_numbers(config, data, start)
         check_folds(config, data, start)
         with _replacing(start.run) if start.fresh else contextlib.nullcontext():
             _create_run(config, start.run, data)

@@ -13,6 +13,7 @@ from pipeline.workflows.checks.preflight import (
     check_names,
     planned_folds,
     refuse,
+    with_numbers,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "dry_run",
     "planned_folds",
     "refuse",
+    "with_numbers",
 ]

@@ -28,6 +28,7 @@ from pipeline.workflows.checks.preflight import (
     logger,
     name_problems,
     run_problems,
+    with_numbers,
 )
 
 
@@ -118,13 +119,16 @@ def _check_data(config: Config, start: Start, reading: Reading, report: _Report)
                 )
             ]
         )
-    found, faults = examine_data(entries.readable(config), start, write=False)
+    readable = entries.readable(config)
+    found, faults = examine_data(readable, start, write=False)
     report.errors += log_faults(faults)
     log_found(config, found)
     report(_case_problems(config, start, found), reading)
     channels = {f.shapes["image"][0] for f in found.properties if "image" in f.shapes}
     if len(channels) == 1:
         number = channels.pop()
+        if not any(f.problems for f in found.properties):
+            report(_number_problems(readable, start, found), reading)
         report(
             (
                 ()
@@ -135,6 +139,14 @@ def _check_data(config: Config, start: Start, reading: Reading, report: _Report)
         )
         report(as_warnings_if_old(entries.for_cases(config, found.properties), start), reading)
     return len(found.cases)
+
+
+def _number_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
+    """Whether the normalisation finds its numbers in the data."""
+    try:
+        with_numbers(config, found, start)
+    except UserError as error:
+        yield Problem(str(error), ("data.normalise",))
 
 
 def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:

@@ -35,8 +35,10 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
     Yields:
         Errors and warnings.
     """
-    known = channels or GUESS[config.data.dims]
-    yield from trials.normalisation(config, known)
+    listed = config.data.normalise
+    guess = GUESS[config.data.dims] if isinstance(listed, NamedOptions) else len(listed)
+    known = channels or guess
+    yield from trials.normalisation(config, channels)
     yield from trials.augmentations(config, known)
     yield from _network_and_losses(config, known, channels is None)
     yield from trials.optimizer(config)
@@ -69,7 +71,7 @@ def readable(config: Config) -> Config:
     Returns:
         The config, with the default normalisation where its own cannot be used.
     """
-    if not list(trials.normalisation(config, 1)):
+    if not list(trials.normalisation(config, None)):
         return config
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, normalise=Data().normalise)
@@ -86,7 +88,9 @@ def is_guessed(config: Config, channels: int) -> bool:
     Returns:
         True where checking again would find nothing new.
     """
-    return channels == GUESS[config.data.dims] and config.train.init_from is None
+    several = not isinstance(config.data.normalise, NamedOptions)  # one for each channel
+    guessed = channels == GUESS[config.data.dims] and config.train.init_from is None
+    return guessed and not several
 
 
 def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:

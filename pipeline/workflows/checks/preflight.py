@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import limits
-from pipeline.config import Config, ConfigError, Problem
-from pipeline.data import cache, checks, described, folds, world
+from pipeline.config import Config, ConfigError, Problem, numbers
+from pipeline.data import cache, checks, described, folds, resolve, world
 from pipeline.data import cases as case_finder
 from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
@@ -174,6 +174,29 @@ def check_names(
     return channels[0], TASKS[config.rules].channels(config, channels[0])
 
 
+def with_numbers(config: Config, found: Examined, start: Start) -> tuple[Config, Examined]:
+    """Put the numbers that the normalisation takes from the data into config and properties.
+
+    Of a run that goes on they are those of the run.
+
+    Args:
+        config: the user's config.
+        found: the cases, of one number of channels.
+        start: the run.
+
+    Returns:
+        The config, and the cases with complete scales.
+
+    Raises:
+        UserError: where the run's config cannot be read, or no foreground was found.
+    """
+    if start.continues:
+        config = numbers.filled(config, start.run.config())
+    config = resolve.resolved(config, found.properties)
+    properties = [case_properties.completed(p, config) for p in found.properties]
+    return config, found._replace(properties=properties)
+
+
 def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
     """Find and check every training case; log every fault.
 
@@ -222,6 +245,7 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
         *_other_regions(config, root),
+        *_other_scans(config, root),
     ]
     return Examined(found.train, properties, found.layout, len(found.test)), grouped(
         faults, found.train
@@ -316,6 +340,30 @@ def _other_regions(config: Config, root: Path) -> Iterator[Fault]:
         suggestion=f"To train regions set {found.snippet}",
         severity="warning",
     )
+
+
+def _other_scans(config: Config, root: Path) -> Iterator[Fault]:
+    """Warn where a dataset.json calls a channel CT, and it is normalised by itself.
+
+    Hounsfield units mean the same in every scan.
+    """
+    names = case_finder.channel_names(root)
+    method = numbers.entries(config.data.normalise)
+    each = method * len(names) if len(method) == 1 else method
+    scans = [
+        n
+        for n, (name, entry) in enumerate(zip(names, each, strict=False))
+        if name.strip().lower() == "ct" and entry.name not in ("ct", "range", "none")
+    ]
+    if scans and TASKS[config.rules].decides:
+        yield Fault(
+            path=root / "dataset.json",
+            problem=f"calls channel {', '.join(map(str, scans))} CT, but data.normalise"
+            f" {each[scans[0]].name!r} takes the scale of each image from itself",
+            suggestion="To keep Hounsfield units apart set data.normalise=ct, or ct for that"
+            " channel of a list",
+            severity="warning",
+        )
 
 
 def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:

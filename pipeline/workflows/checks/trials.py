@@ -15,7 +15,7 @@ import torch
 from monai.transforms import Randomizable
 
 from pipeline import losses, networks, tasks
-from pipeline.config import Config, ConfigError, InitFrom, Problem
+from pipeline.config import Config, ConfigError, InitFrom, Problem, numbers
 from pipeline.data import derived, normalise, transforms
 from pipeline.inference import models
 from pipeline.metrics import METRICS, evaluate
@@ -110,32 +110,57 @@ def _require(good: bool, message: str) -> None:
 # --- normalisation and augmentation ---------------------------------------------------------------
 
 
-def normalisation(config: Config, channels: int) -> Iterator[Problem]:
+def normalisation(config: Config, channels: int | None) -> Iterator[Problem]:
     """Try the normalisation on a small random image.
 
     Args:
         config: the resolved config.
-        channels: those of the images.
+        channels: those of the images; None: not known, as many as there are entries.
 
     Yields:
-        At most one error.
+        At most one error for each entry.
     """
-    part = config.data.normalise
-    bound: list[Problem] = list(tried("data.normalise", part, lambda: normalise.check(part)))
+    method, key = config.data.normalise, "data.normalise"
+    if isinstance(method, NamedOptions):
+        yield from _normalisation(config, method, channels or 1)
+        return
+    found = [
+        Problem(f"{key}.{n}{problem.text.removeprefix(key)}", (f"{key}.{n}",))
+        for n, entry in enumerate(method)
+        for problem in _normalisation(config, entry, 1)
+    ]
+    if channels not in (None, len(method)):
+        text = (
+            f"data.normalise has {len(method)} entries, the images have {channels} channels. Give"
+            " one for each, or one without a list for all."
+        )
+        found.append(Problem(text, ("data.normalise",)))
+    yield from found
+
+
+def _normalisation(config: Config, part: NamedOptions, channels: int) -> Iterator[Problem]:
+    """Try one entry."""
+    where = "data.normalise"
+    bound = list(tried(where, part, lambda: normalise.check(part)))
     yield from bound
     if bound:
         return
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (channels, *(8,) * config.data.dims)).astype(np.uint8)
+    if config.task == "image" and (text := normalise.image_problem(part)) is not None:
+        yield Problem(f"{where}: {text}", (where,))
+        return
+    image = np.random.default_rng(0).integers(0, 255, (channels, *(8,) * config.data.dims))
+    image = image.astype(np.uint8)
+    # Those of the data set are not known yet: any will do.
+    whole = numbers.with_numbers(part, [{"low": 5.0, "high": 250.0, "mean": 120.0, "std": 70.0}])
 
     def work() -> None:
-        found = normalise.fit(part, image).apply(image)
+        found = normalise.fit(whole, image).apply(image)
         _require(
             bool(np.isfinite(found).all()),
-            f"data.normalise: {part.name!r} makes values that are not finite.",
+            f"{where}: {part.name!r} makes values that are not finite.",
         )
 
-    yield from tried("data.normalise", part, work)
+    yield from tried(where, part, work)
 
 
 def augmentations(config: Config, channels: int) -> Iterator[Problem]:
