@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config, files
-from pipeline.data.cases import class_names, ignore_label
+from pipeline.data import cases
 
 
 def _document(root: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def label_names(data: config.Data, root: Path | None = None) -> dict[int, str]:
         {1: 'Brainstem'}
     """
     if data.class_names is None:
-        return class_names(Path(data.root) if root is None else root)
+        return cases.class_names(Path(data.root) if root is None else root)
     skipped = (0, data.ignore_label)
     return {v: name for v, name in sorted(data.class_names.items()) if v not in skipped}
 
@@ -59,13 +59,7 @@ def channel_names(data: config.Data, root: Path | None = None) -> tuple[str, ...
     """
     if data.channel_names is not None:
         return data.channel_names
-    document = _document(Path(data.root) if root is None else root)
-    found = document.get("channel_names", document.get("modality"))
-    if not isinstance(found, Mapping):
-        return ()
-    names = [found.get(str(n)) for n in range(len(found))]
-    good = [n for n in names if isinstance(n, str) and n.strip() and n.isprintable()]
-    return tuple(good) if len(good) == len(names) else ()
+    return cases.channel_names(Path(data.root) if root is None else root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +117,7 @@ def regions(root: Path) -> DescribedRegions | None:
     if all(len(values) < 2 for values in members.values()):
         return None
     order = _values(document.get("regions_class_order")) or None
-    return DescribedRegions(members=members, order=order, ignore=ignore_label(root))
+    return DescribedRegions(members=members, order=order, ignore=cases.ignore_label(root))
 
 
 def _values(given: object) -> tuple[int, ...]:
