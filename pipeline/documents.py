@@ -161,6 +161,8 @@ class RunSummary(TypedDict):
     pooled: NotRequired[Scores]
     baselines: NotRequired[dict[str, Scores]]
     class_names: NotRequired[dict[str, str] | None]
+    regions: NotRequired[dict[str, list[int]] | None]
+    regions_class_order: NotRequired[list[int] | None]
     cases: NotRequired[dict[str, ScoredCase]]
     units: NotRequired[dict[str, str] | None]
 
@@ -238,6 +240,8 @@ class Predictions(TypedDict):
     task: NotRequired[str]
     classes: NotRequired[int]
     class_names: NotRequired[dict[str, str] | None]
+    regions: NotRequired[dict[str, list[int]] | None]
+    regions_class_order: NotRequired[list[int] | None]
     ignore_label: NotRequired[int | None]
     postprocess: NotRequired[list[NamedOptionsJson]]
     inputs: NotRequired[Size]
@@ -481,6 +485,7 @@ class TrainedOn(TypedDict):
     codes: NotRequired[Word | None]
     spacing: NotRequired[list[Annotated[float, Rule(lambda value: value > 0, "above 0")]] | None]
     class_names: NotRequired[dict[str, str] | None]
+    channel_names: NotRequired[list[str] | None]
 
 
 PLUGIN = re.compile(r"[^/\\\x00-\x1f\x7f]{1,252}\.py")

@@ -255,7 +255,8 @@ class Checkpoint:
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     """Properties of the training data, for the checks of prediction.
 
-    Keys: ``layout``, ``family`` (of grids), ``codes``, ``spacing`` (median, mm), ``class_names``.
+    Keys: ``layout``, ``family`` (of grids), ``codes``, ``spacing`` (median, mm), ``class_names``,
+    ``channel_names``.
     Files from before version 2 have none of them.
     """
     plugins: tuple[Mapping[str, str], ...] = ()

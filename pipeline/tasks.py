@@ -1,4 +1,4 @@
-"""The two kinds of prediction: LABELS (a class for each voxel) and IMAGE (intensities).
+"""The kinds of prediction: LABELS (a class for each voxel), REGIONS of them, IMAGE (intensities).
 
 A task says how many channels the network returns, how its outputs become heads that can be averaged
 (``heads``), how those become the final array (``decide``), and which files that is written to.
@@ -234,6 +234,40 @@ class Labels:
         return [f"{case_id}{ending}", f"{case_id}_visualization{ending}", f"{case_id}_overlay.png"]
 
 
+class Regions(Labels):
+    """Unions of classes: one channel for each region, a probability of its own by a sigmoid.
+
+    Arguments and results of the methods are those of :class:`Task`.
+    """
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """The number of classes, and the regions with the label that is written for each."""
+        regions, unions = config.data.regions or {}, config.data.unions or ()
+        return {
+            **super().facts(config),
+            "regions": {n: list(v) for n, v in zip(regions, unions, strict=True)},
+            "regions_class_order": list(config.data.regions_class_order or ()),
+        }
+
+    def channels(self, config: Config, image_channels: int) -> int:
+        """One for each region."""
+        return len(config.data.unions or ())
+
+    def activate(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sigmoid of each channel."""
+        return logits.float().sigmoid()
+
+    def decide(
+        self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
+    ) -> np.ndarray:
+        """Refuse: the label of each region stands in a config, which ``decision`` reads.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("regions are decided by the step 'regions' of post-processing")
+
+
 class Image:
     """Intensities on the scale of the (normalised) target.
 
@@ -325,5 +359,5 @@ class Image:
         ]
 
 
-TASKS: dict[str, Task] = {"labels": Labels(), "image": Image()}
-"""The tasks by name."""
+TASKS: dict[str, Task] = {"labels": Labels(), "regions": Regions(), "image": Image()}
+"""The tasks by name; ``regions`` are the rules of task labels with ``data.regions``."""

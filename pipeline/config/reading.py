@@ -467,6 +467,10 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += difference(a, b, f"{prefix}{key}.")
+            if (
+                key == "regions" and a == b and list(a) != list(b)
+            ):  # their order is that of channels
+                lines.append(f"{prefix}{key}: in the order {list(a)} -> {list(b)}")
         elif a != b:
             lines.append(f"{prefix}{key}: {a} -> {b}")
     return lines

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.config import regions as region_rules
 from pipeline.config.errors import require, require_at_least, shown
 from pipeline.records import LossTerm, NamedOptions
 
@@ -22,6 +23,9 @@ MOST_FOLDS = 1000
 Each is trained by itself, and every command that reads a run looks for all of them.
 """
 
+
+DECIDING = ("regions", "threshold", "hysteresis", "walls", "watershed_boundaries", "argmax")
+"""Steps of post-processing that take probabilities."""
 
 LONGEST_PATTERN = 1000
 """Most characters of a regular expression."""
@@ -291,7 +295,32 @@ class Data:
     classes: int = 2
     """Label values including background.
 
-    2: one output channel and a sigmoid; more: one channel per class and a softmax.
+    2: one output channel and a sigmoid; more: one channel per class and a softmax; with
+    ``regions``: one channel per region and a sigmoid for each.
+    """
+    class_names: Mapping[int, str] | None = None
+    """Name of each label value, e.g. ``{1: Brainstem, 2: Parotid left}``.
+
+    They stand in logs, tables, reports and JSON. ``null``: those of the data set's
+    ``dataset.json``, where it has any.
+    """
+    channel_names: tuple[str, ...] | None = None
+    """Name of each channel of the images, e.g. ``[CT, PET]``, for messages and model files.
+
+    ``null``: those of the data set's ``dataset.json``, where it has any.
+    """
+    regions: Mapping[str, tuple[int, ...] | int] | None = None
+    """Unions of label values that are trained, decided and scored as one, by name.
+
+    ``{whole tumour: [1, 2, 3], core: [2, 3], enhancing: 3}``. Each has an output channel with a
+    sigmoid, in this order; losses and metrics are those of each region and their mean. ``null``:
+    classes are trained, also where ``dataset.json`` names regions (a warning says so).
+    """
+    regions_class_order: tuple[int, ...] | None = None
+    """Label value that is written for each of ``regions``; later ones overwrite earlier ones.
+
+    ``[1, 2, 3]`` of the example above. Every label that is in a region has to come back from its
+    regions.
     """
     ignore_label: int | None = None
     """Label value that no loss and no metric counts."""
@@ -393,7 +422,30 @@ class Data:
             "data.frames.padded",
         )
         require_at_least(0, "data", workers=self.workers)
+        self._require_labels()
         self._check_space()
+
+    def _require_labels(self) -> None:
+        """The rules of names and regions."""
+        named = region_rules.name_faults(self.class_names, self.classes, self.ignore_label)
+        for text in named:
+            require(False, text, "data.class_names")
+        names = self.channel_names
+        require(
+            names is None or all(n.strip() and n.isprintable() for n in names),
+            f"data.channel_names is {shown(names)}, every name needs printable letters.",
+            "data.channel_names",
+        )
+        found = region_rules.faults(
+            self.regions, self.regions_class_order, self.classes, self.ignore_label
+        )
+        for text in found:
+            require(False, text, "data.regions", "data.regions_class_order")
+
+    @property
+    def unions(self) -> tuple[tuple[int, ...], ...] | None:
+        """Label values of each region, in the order of the output channels; None: no regions."""
+        return None if self.regions is None else region_rules.unions(self.regions)
 
     def _check_space(self) -> None:
         """Rules of the keys that say in which space a network sees images."""
@@ -680,9 +732,10 @@ class Config:
     postprocess: tuple[NamedOptions, ...] = ()
     """Steps from soft prediction to labels, in this order.
 
-    Without a deciding step (threshold, hysteresis, argmax) the task decides. Sizes of components
-    and holes are in voxels (``dust: {below: 100}``), or in mm³ in their place (``dust: {mm3: 50}``)
-    where the images carry a unit of length.
+    Without a deciding step (threshold, hysteresis, argmax) the task decides; ``data.regions`` are
+    decided by the step ``regions`` (above 0.5 unless it says otherwise), which is put in front.
+    Sizes of components and holes are in voxels (``dust: {below: 100}``), or in mm³ in their place
+    (``dust: {mm3: 50}``) where the images carry a unit of length.
     """
     plugins: tuple[str, ...] = ()
     """Files of Python that add entries to the tables (docs/extending.md).
@@ -744,6 +797,53 @@ class Config:
             f"predict.patch {size} needs {self.data.dims} numbers.",
             "predict.patch",
         )
+        self._require_regions()
+
+    def _require_regions(self) -> None:
+        """Regions go with labels, and begin post-processing with the step that decides them."""
+        if self.data.regions is None or self.data.regions_class_order is None:
+            return
+        first = next(iter(self.targets.values()))
+        require(
+            self.task == "labels" and first == "labels",
+            f"data.regions are unions of labels; this system's task is {self.task!r}. Take them"
+            " away.",
+            "data.regions",
+        )
+        order = list(self.data.regions_class_order)
+        step = self.postprocess[0] if self.postprocess else None
+        given = step.options.get("order", order) if step is not None else order
+        if step is None or step.name not in DECIDING:
+            steps = (NamedOptions(name="regions", options={"order": order}), *self.postprocess)
+        elif step.name == "regions":
+            new = NamedOptions(name="regions", options={**step.options, "order": order})
+            steps = (new, *self.postprocess[1:])
+        else:
+            steps = self.postprocess
+        require(
+            step is None
+            or step.name not in DECIDING[1:]
+            or (order == [1] and step.name != "argmax"),
+            f"postprocess.0: {step and step.name!r} does not write the labels of regions, {order}."
+            " Use regions, with its option threshold, or leave it out.",
+            "postprocess.0",
+        )
+        require(
+            not isinstance(given, list | tuple) or list(given) == order,
+            f"postprocess.0: 'regions' has order {shown(given)}, data.regions_class_order is"
+            f" {order}. Leave order out of the step.",
+            "postprocess.0",
+        )
+        # Here and nowhere else, so that every command, document and model file names the step.
+        object.__setattr__(self, "postprocess", steps)
+
+    @property
+    def rules(self) -> str:
+        """Name of the rules of predictions (``pipeline.tasks.TASKS``).
+
+        ``regions`` where ``data.regions`` are set, else the task.
+        """
+        return self.task if self.data.regions is None else "regions"
 
     @property
     def targets(self) -> Mapping[str, str]:

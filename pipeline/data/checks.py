@@ -151,6 +151,13 @@ def _label_faults(
             suggestion="The case teaches nothing and has no score",
             severity="warning",
         )
+    elif outside := _in_no_region(values, data):
+        yield Fault(
+            path=path,
+            problem=f"holds labels that are in no region of data.regions: {outside}",
+            suggestion="They are learned as background; add a region, or check that this is meant",
+            severity="warning",
+        )
     elif set(values) <= {"0", str(data.ignore_label)}:
         suggestion = "Check that this is meant" + (
             ""
@@ -160,6 +167,14 @@ def _label_faults(
         yield Fault(
             path=path, problem="has no foreground", suggestion=suggestion, severity="warning"
         )
+
+
+def _in_no_region(values: Mapping[str, int], data: config.Data) -> str:
+    """Label values of a case that no region holds, with their voxels; empty where there is none."""
+    if data.unions is None:
+        return ""
+    known = {"0", str(data.ignore_label), *(str(v) for union in data.unions for v in union)}
+    return ", ".join(f"{v} ({n} voxels)" for v, n in values.items() if v not in known)
 
 
 def _channel_faults(properties: Sequence[CaseProperties], cases: Sequence[Case]) -> Iterator[Fault]:

@@ -10,8 +10,9 @@ under which it is kept; the mask of change is made wherever ``data.change`` is s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -300,15 +301,26 @@ def derive(label: np.ndarray, request: Map, data: Data) -> np.ndarray:
         data: section ``data`` of the config, for classes and ignored label.
 
     Returns:
-        ``(1, *S)`` for two classes, else ``(classes - 1, *S)``: a channel for each but background.
+        ``(1, *S)`` for two classes, else ``(classes - 1, *S)``: a channel for each but background;
+        with regions ``(R, *S)``, a channel for each of them.
     """
     numbers = (
         label[0]
         if data.ignore_label is None
         else np.where(label[0] == data.ignore_label, 0, label[0])
     )
-    masks = [numbers > 0] if data.classes == 2 else [numbers == k for k in range(1, data.classes)]
-    return np.stack([DERIVED[request.name](mask, **request.options) for mask in masks])
+    make = functools.partial(DERIVED[request.name], **request.options)
+    return np.stack([make(mask) for mask in _masks(numbers, data)])
+
+
+def _masks(numbers: np.ndarray, data: Data) -> Iterator[np.ndarray]:
+    """The mask of each region or class."""
+    if data.unions is not None:
+        yield from (np.isin(numbers, values) for values in data.unions)
+    elif data.classes == 2:
+        yield numbers > 0
+    else:
+        yield from (numbers == k for k in range(1, data.classes))
 
 
 def attach(
@@ -366,6 +378,7 @@ def _cached_map(case: CachedCase, request: Map, data: Data, folder: Path) -> Vol
         "ignore_label": data.ignore_label,
         "map": request.name,
         "options": dict(request.options),
+        **({} if data.unions is None else {"regions": data.unions}),
         **_space_of(case),
     }
     name = f"{properties.file_name(case.case.id)}.{request.file}"

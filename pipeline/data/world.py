@@ -140,6 +140,7 @@ def trained_on(
     properties: Sequence[CaseProperties],
     names: Mapping[int, str],
     data: Data | None = None,
+    channels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the training data looked like, for ``Checkpoint.trained_on``.
 
@@ -148,11 +149,13 @@ def trained_on(
         properties: those of ``examine(cases, ...)``.
         names: names of the classes by label value.
         data: section ``data`` of the config.
+        channels: names of the image channels.
 
     Returns:
         ``layout``, ``family``, ``codes`` (both None where cases differ), ``spacing`` (median along
         each axis in mm, None where not all have as many axes) and ``class_names``. Where images are
-        brought to an orientation, ``codes`` are that and the spacings are in its order.
+        brought to an orientation, ``codes`` are that and the spacings are in its order. Where
+        channels have names also ``channel_names``.
     """
     orientation = None if data is None else data.orientation
     seen = [props for props in properties if props.grids.get("image")]
@@ -173,6 +176,7 @@ def trained_on(
             [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None
         ),
         "class_names": {str(value): name for value, name in names.items()},
+        **({"channel_names": list(channels)} if channels else {}),
     }
 
 

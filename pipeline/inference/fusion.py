@@ -39,7 +39,13 @@ def require_weights(weights: Sequence[float]) -> None:
         )
 
 
-def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Rows:
+def fuse(
+    arrays: Sequence[Any],
+    weights: Sequence[float],
+    fusion: str,
+    case_id: str,
+    independent: bool = False,
+) -> Rows:
     """Fuse the predictions of several members, slab by slab as the result is sliced.
 
     Args:
@@ -47,6 +53,7 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
         weights: one for each array; they are divided by their sum.
         fusion: ``mean``, ``logit`` or ``vote``, see ``FUSIONS``.
         case_id: id of the case for messages.
+        independent: each channel is a probability of its own, as those of regions are.
 
     Returns:
         The fused array ``(K, *S)`` float32, computed as it is sliced.
@@ -68,7 +75,7 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
             " different inputs or configs."
         )
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
-    kind, (shape,) = FUSIONS[fusion], shapes
+    kind, (shape,) = (REGION_FUSIONS if independent else FUSIONS)[fusion], shapes
 
     def make(first: int, end: int) -> np.ndarray:
         out = np.empty((shape[0], end - first, *shape[2:]), np.float32)
@@ -108,6 +115,16 @@ def _decision(p: Any) -> Any:
     )
 
 
+def _each(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function of each channel by itself."""
+    return lambda x: np.concatenate([function(x[n : n + 1]) for n in range(len(x))])
+
+
+def _found(p: Any) -> Any:
+    """Decisions for each region: 1 above a probability of 0.5."""
+    return (p > 0.5).astype(np.float32)
+
+
 def _same(x: Any) -> Any:
     return x
 
@@ -133,3 +150,10 @@ FUSIONS: Mapping[str, Fusion] = {
     "vote": Fusion(_decision),
 }
 """Kinds of fusion by their names in ``--fusion``."""
+
+REGION_FUSIONS: Mapping[str, Fusion] = {
+    "mean": Fusion(probabilities=False),
+    "logit": Fusion(_each(_logit), _each(_unlogit)),
+    "vote": Fusion(_found),
+}
+"""The same where each channel is a probability of its own."""

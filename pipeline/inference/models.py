@@ -161,7 +161,7 @@ def _require_own(path: Path, model: Checkpoint) -> None:
     try:
         normalise.check(normal)
         normalise.require_numbers(normal)
-        wanted = TASKS[config.task].channels(config, model.channels[0])
+        wanted = TASKS[config.rules].channels(config, model.channels[0])
         outline = outlines.bounded(config.network, *model.channels, config.data.dims)
     except ConfigError as error:
         raise CheckpointError(
@@ -388,7 +388,7 @@ def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
 
 # --- the models of a run --------------------------------------------------------------------------
 
-ALIKE = ("data.normalise", "data.classes", "data.dims", "task", "network")
+ALIKE = ("data.normalise", "data.classes", "data.regions", "data.dims", "task", "network")
 """Config keys in which the networks of an ensemble agree."""
 
 

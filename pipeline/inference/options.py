@@ -103,7 +103,7 @@ class ModelOptions:
         if self.tta is not None:
             changes["flips"] = self.tta
         steps = config.postprocess
-        if TASKS[config.task].decides:
+        if TASKS[config.rules].decides:
             steps = postprocess.adjust(
                 steps,
                 threshold=self.threshold,

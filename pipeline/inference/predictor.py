@@ -211,7 +211,7 @@ class Predictor:
             UserError: the array cannot be an input of this model.
         """
         image = self._open(volume, Placement(affine=affine, spacing=spacing, axes=axes))
-        if TASKS[self.config.task].decides:  # before anything is predicted
+        if TASKS[self.config.rules].decides:  # before anything is predicted
             postprocess.require_spacing(image.name, self.config.postprocess, image.grid.spacing)
         soft = self._soft(image)
         result = decided(soft, self.config.postprocess, spacing=image.grid.spacing)[...]
@@ -266,7 +266,7 @@ class Predictor:
         ):
             heads = self.heads_of(source, advance)
         meta = SoftMeta(
-            task=self.config.task,
+            task=self.config.rules,
             scale=source.scale,
             dtype=str(image.array.dtype),
             channels=len(image.array),
@@ -360,7 +360,9 @@ class Predictor:
                 if wanted > have
                 else ""
             )
-            problem = f"has {have} channels, the model takes {wanted}"
+            names = self.trained_on.get("channel_names")
+            named = f" ({', '.join(names)})" if names else ""
+            problem = f"has {have} channels, the model takes {wanted}{named}"
             raise FileError(name, problem, f"Give an image of {wanted} channels{together}")
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
@@ -416,7 +418,7 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     config = options.over(config)
     limits.of_prediction(config, paths[0])
     backends.check(options.backend, device_names[0], config.predict.norms)
-    if TASKS[config.task].decides:
+    if TASKS[config.rules].decides:
         postprocess.check(config.postprocess)
     if options.halo == "auto":
         config, text = with_halo(config, networks[0], header.channels[0])

@@ -104,7 +104,7 @@ class NetworkEnsemble:
 
     def _at_scale(self, tiles: torch.Tensor, scale: float) -> Heads:
         """Mean over flips and networks for tiles that are resampled to a scale already."""
-        amp, task = self._amp(), TASKS[self.config.task]
+        amp, task = self._amp(), TASKS[self.config.rules]
         inside = (..., *map(slice, tiles.shape[2:]))
         total: Heads = {}
         for axes in self.flips:

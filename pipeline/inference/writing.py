@@ -7,14 +7,15 @@ sliced: a volume in memory is the case of one slab.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import colours, files, postprocess
+from pipeline.data import normalise
 from pipeline.files import LazyArray, Rows, slabs
 from pipeline.grid import has_world
 from pipeline.inference.soft import SoftPrediction
@@ -33,12 +34,14 @@ class Target:
         image: the input ``(C, *S)``; labels of a 2D one are also drawn over it, as
             ``ID_overlay.png``.
         work: folder for scratch files of what is read as it is sliced.
+        names: of label values, whose voxels are then counted one by one.
     """
 
     output: Path
     steps: Sequence[NamedOptions] = ()
     image: np.ndarray | None = None
     work: Path | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_answer(soft: SoftPrediction, target: Target) -> dict[str, Any]:
@@ -128,7 +131,8 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
         labels = files.stored(labels, target.work / "labels.npy")
     rows = labels[None] if isinstance(labels, np.ndarray) else labels
     files.write(path, labels, soft.geometry)
-    factor = 255 / max(1, max(int(rows[:, first:end].max()) for first, end in slabs(rows)))
+    found = _occurring(rows)
+    factor = 255 / max(1, *found)
     grey = _changed(
         labels, np.uint8, lambda part: (part.astype(np.float32) * factor).astype(np.uint8)
     )
@@ -137,7 +141,27 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
         _write_overlay(overlay, target.image, labels, len(soft.main))
     statistics = postprocess.statistics(labels, soft.spacing)
     logger.info("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
-    return statistics
+    voxels = _named_voxels(found, target)
+    if not voxels:
+        return statistics
+    logger.info("  voxels: " + ", ".join(f"{k}: {v}" for k, v in voxels.items()))
+    return {**statistics, "voxels": voxels}
+
+
+def _occurring(rows: LazyArray) -> dict[int, int]:
+    """Voxels of each label value of ``(1, *S)``; of other types than 8 and 16 bits the largest."""
+    if rows.dtype not in (np.uint8, np.uint16):
+        return {max(int(rows[:, first:end].max()) for first, end in slabs(rows)): 0}
+    counts = np.sum([normalise.histogram(rows[:, a:b]) for a, b in slabs(rows)], axis=0)
+    return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+
+
+def _named_voxels(found: Mapping[int, int], target: Target) -> dict[str, int]:
+    """Voxels of each class by name; nothing without names, and where values number instances."""
+    if not target.names or any(step.name == "instances" for step in target.steps):
+        return {}
+    values = sorted({*target.names, *(v for v in found if v)})
+    return {target.names.get(v, str(v)): found.get(v, 0) for v in values}
 
 
 def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: int) -> None:
@@ -166,5 +190,6 @@ def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) ->
 
 WRITERS: dict[str, Callable[[SoftPrediction, Target, Sequence[Path]], dict[str, Any]]] = {
     "labels": _write_labels,
+    "regions": _write_labels,
     "image": _write_image,
 }

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import ConfigError
+from pipeline.losses import many
 from pipeline.losses.masked import Loss, masked, masked_mean, number, sample_mean, switch
 
 SMALLEST = 1e-12
@@ -137,7 +138,8 @@ def dice(*, smooth: float = 1e-5, batch: bool = False, background: bool = False)
     smooth = number(smooth, "'dice': smooth", SMALLEST)
     batch, background = switch(batch, "'dice': batch"), switch(background, "'dice': background")
     of_labels = DiceLoss(reduction="none", batch=batch, smooth_nr=smooth, smooth_dr=smooth)
-    return _overlap((of_labels, _semimetric(0.5, 0.5, smooth / 2, batch)), batch, background)
+    semimetric = _semimetric(0.5, 0.5, smooth / 2, batch)
+    return _overlap((of_labels, semimetric), (0.5, 0.5, smooth / 2), batch, background)
 
 
 def tversky(
@@ -179,7 +181,8 @@ def tversky(
     of_labels = TverskyLoss(
         reduction="none", alpha=alpha, beta=beta, batch=batch, smooth_nr=smooth, smooth_dr=smooth
     )
-    return _overlap((of_labels, _semimetric(alpha, beta, smooth, batch)), batch, background)
+    semimetric = _semimetric(alpha, beta, smooth, batch)
+    return _overlap((of_labels, semimetric), (alpha, beta, smooth), batch, background)
 
 
 def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measure:
@@ -201,22 +204,41 @@ def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measu
     return measure
 
 
-def _overlap(measures: tuple[_Measure, _Measure], batch: bool, background: bool) -> Loss:
+def _overlap(
+    measures: tuple[_Measure, _Measure],
+    weights: tuple[float, float, float],
+    batch: bool,
+    background: bool,
+) -> Loss:
     """Mean of one of two measures: the first for labels, the second for soft targets.
 
-    A measure gives one value for each sample (unless ``batch``) and class.
+    A measure gives one value for each sample (unless ``batch``) and class. ``weights`` are those of
+    the measure, alpha, beta and smooth, for many classes.
     """
 
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         soft = is_soft(target, logits)
         first = 1 if logits.shape[1] > 1 and not background else 0
+        if logits.shape[1] > many.MANY:
+            foreground(target)  # its shape is checked
+            values = _of_many(many.class_sums(logits, target, valid), weights, batch)[..., first:]
+            return values.mean() if batch else sample_mean(values, valid)
         p = (probabilities(logits) * valid)[:, first:]
         y = ((target.to(logits.dtype) if soft else one_hot(target, logits)) * valid)[:, first:]
         values = measures[soft](p, y)
         return values.mean() if batch else sample_mean(values, valid)
 
     return loss
+
+
+def _of_many(
+    sums: tuple[Tensor, Tensor, Tensor], weights: tuple[float, float, float], batch: bool
+) -> Tensor:
+    """The measure ``(B, K)``, or ``(K,)`` for a whole batch, from soft counts of each class."""
+    alpha, beta, smooth = weights
+    both, over, under = (s.sum(0) if batch else s for s in sums)
+    return 1 - (both + smooth) / (both + alpha * over + beta * under + smooth)
 
 
 def ce(*, positive_weight: float = 1.0) -> Loss:
@@ -248,6 +270,9 @@ def ce(*, positive_weight: float = 1.0) -> Loss:
             t = target.to(logits.dtype)
             values = functional.binary_cross_entropy_with_logits(logits, t, reduction="none")
             return masked_mean((1 + (weight - 1) * t) * values, valid)
+        if logits.shape[1] > many.MANY:
+            values = -many.log_probability(logits, target)
+            return masked_mean(torch.where(foreground(target), weight * values, values), valid)
         y = one_hot(target, logits)
         if logits.shape[1] == 1:
             values = functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
@@ -288,6 +313,12 @@ def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
 
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        if logits.shape[1] > many.MANY:
+            log_p = many.log_probability(logits, target)
+            values = -((1 - log_p.exp()) ** gamma) * log_p
+            if alpha is not None:
+                values = torch.where(foreground(target), alpha * values, (1 - alpha) * values)
+            return masked_mean(values, valid)
         measure = sigmoid_focal_loss if logits.shape[1] == 1 else softmax_focal_loss
         values = measure(logits, one_hot(target, logits), gamma, alpha)
         return masked_mean(values.sum(1, keepdim=True), valid)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.config import ConfigError, nearest
 from pipeline.data import derived
+from pipeline.losses.masked import Loss
 from pipeline.losses.table import LOSSES, for_target, make, reads
 from pipeline.records import LossTerm
 
@@ -30,6 +31,9 @@ class WeightedSum:
         terms: the terms.
         kinds: for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"`` mask.
         ignore_label: class number of voxels that do not count; None: all count.
+        regions: class numbers of each region that a channel of the main and the deep-supervision
+            heads stands for: their losses are means over regions, each of one channel and the mask
+            of its classes; None: channels stand for classes.
 
     Raises:
         ConfigError: for an unknown loss, option or target, a loss of the wrong kind, a mask that is
@@ -45,7 +49,11 @@ class WeightedSum:
     """
 
     def __init__(
-        self, terms: Sequence[LossTerm], kinds: Mapping[str, str], ignore_label: int | None = None
+        self,
+        terms: Sequence[LossTerm],
+        kinds: Mapping[str, str],
+        ignore_label: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         _refuse(
             [
@@ -61,6 +69,10 @@ class WeightedSum:
         self.maps = {key: found.key for key, term in self.terms.items() for found in reads([term])}
         self.kinds = dict(kinds)
         self.ignore_label = ignore_label
+        self.regions = regions
+        for key, term in self.terms.items():
+            if regions is not None and kinds[term.target] == "labels" and _is_main(term.head):
+                self.losses[key] = by_region(self.losses[key], regions)
 
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], training: bool = True
@@ -169,6 +181,52 @@ def _is_coarse(term: LossTerm, head: Tensor, target: Tensor) -> bool:
         and head.shape[1] == 1
         and coarser
     )
+
+
+def by_region(loss: Loss, regions: Sequence[Sequence[int]]) -> Loss:
+    """Compute a loss for the channel of each region and the mask of its classes.
+
+    Args:
+        loss: of one channel ``(B, 1, *S)``.
+        regions: class numbers of each region.
+
+    Returns:
+        Their mean, as a loss of logits ``(B, R, *S)``, labels and ``valid`` ``(B, 1, *S)`` and maps
+        ``(B, R, *S)``.
+
+    Raises:
+        ValueError: when it is called with logits of another number of channels.
+
+    Example:
+        >>> mean = by_region(lambda logits, target, valid: target.float().mean(), [(1, 2), (2,)])
+        >>> labels = torch.tensor([[[0, 1, 1, 2]]])
+        >>> mean(torch.zeros(1, 2, 4), labels, torch.ones(1, 1, 4)).item()
+        0.5
+    """
+    members = [torch.tensor(list(values)) for values in regions]
+
+    def mean(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> Tensor:
+        if logits.shape[1] != len(members):
+            raise ValueError(
+                f"logits {tuple(logits.shape)} have {logits.shape[1]} channels, there are"
+                f" {len(members)} regions; give one channel for each."
+            )
+        values = [
+            loss(
+                logits[:, n : n + 1],
+                torch.isin(target, own.to(target.device, target.dtype)).to(target.dtype),
+                valid,
+                *(m[:, n : n + 1] for m in maps),
+            )
+            for n, own in enumerate(members)
+        ]
+        return torch.stack(values).mean()
+
+    return mean
+
+
+def _is_main(head: str) -> bool:
+    return head == "main" or _is_deep(head)
 
 
 def _is_deep(head: str) -> bool:

@@ -16,11 +16,13 @@ class MetricContext:
         classes: foreground classes of the whole set, ascending; None: those that occur in the case
             at hand. A class of the set that is in neither map of a case has the value NaN there,
             and is left out of its mean.
+        regions: label values of each region that is scored in place of classes; None: none.
         spacing: millimetres between voxels along each axis; None: distances are counted in voxels.
         version: see :data:`pipeline.records.METRICS_VERSION`.
     """
 
     classes: tuple[int, ...] | None = None
+    regions: tuple[tuple[int, ...], ...] | None = None
     spacing: tuple[float, ...] | None = None
     version: int = METRICS_VERSION
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 from pipeline.config import ConfigError
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.counts import Counts
+from pipeline.metrics.entry import Compute
 from pipeline.metrics.frames import Truth, views
+from pipeline.metrics.regional import by_region, within
 from pipeline.metrics.retouch import Retouched
 from pipeline.metrics.table import METRICS, bound, needing
 from pipeline.records import METRICS_VERSION, NamedOptions
@@ -38,7 +41,7 @@ def evaluate(
         valid: bool ``(*S)``, the voxels that count; None: all.
         soft: foreground probabilities ``(*S)`` behind a label map; None: there are none.
         change: input and mask of change of an image; None: there is none.
-        context: classes, spacing and version of the data set; None: the defaults.
+        context: classes or regions, spacing and version of the data set; None: the defaults.
 
     Returns:
         Values by key; a value may be a table (a mapping).
@@ -57,12 +60,19 @@ def evaluate(
     calls = [bound(part, f"metrics.{i}") for i, part in enumerate(parts)]
     _require_given(parts, soft, change)
     available = {"change": change, "classes": context.classes, "spacing": context.spacing}
+    regions = context.regions
+    if regions is not None:
+        prediction, target = within(prediction, regions), within(target, regions)
     scores: dict[str, Any] = {}
     for part, metric in zip(parts, calls, strict=True):
         entry = METRICS[part.name]
         version_1 = entry.version_1 if context.version < 2 else None
         known = () if version_1 else entry.given
         options = {name: value for name, value in available.items() if name in known}
+        if regions is not None and len(regions) > 1 and entry.compares_numbers:
+            call = functools.partial(_call, metric, valid, options)
+            scores |= by_region(call, (prediction, target), valid, regions)
+            continue
         scores |= (version_1 or metric)(
             soft if "probabilities" in entry.needs else prediction, target, valid, **options
         )
@@ -71,6 +81,16 @@ def evaluate(
             key: value if isinstance(value, Mapping) else math.nan for key, value in scores.items()
         }
     return scores
+
+
+def _call(
+    metric: Compute,
+    valid: np.ndarray | None,
+    options: Mapping[str, Any],
+    prediction: np.ndarray,
+    target: np.ndarray,
+) -> dict[str, Any]:
+    return metric(prediction, target, valid, **options)
 
 
 def _require_given(

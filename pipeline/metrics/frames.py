@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.metrics import probability
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.counts import Counts
+from pipeline.metrics.overlap import joint_counts
 from pipeline.records import UserError
 
 SUFFIXES = ("_fov", "_full", "_padded")
@@ -171,6 +172,19 @@ def count_classes(
     view = View(suffix="", label=label, valid=valid, margin=())
     if len(classes) == 1:
         return {classes[0]: _count(view, answer, None)}
+    counted = (answer, label) if valid is None else (answer[valid], label[valid])
+    joint = joint_counts(*counted)
+    if joint is not None:
+        return {c: _counts_of(joint, c) for c in classes}
     return {
         c: _count(dataclasses.replace(view, label=label == c), answer == c, None) for c in classes
     }
+
+
+def _counts_of(joint: np.ndarray, value: int) -> Counts:
+    """Confusion matrix of a class from the voxels of each pair of values."""
+    total = int(joint.sum())
+    if value >= len(joint):
+        return Counts(tn=total)
+    tp, p, t = (int(n) for n in (joint[value, value], joint[value].sum(), joint[:, value].sum()))
+    return Counts(tp=tp, fp=p - tp, fn=t - tp, tn=total - p - t + tp)

@@ -87,6 +87,28 @@ def from_json(names: object) -> dict[int, str]:
     }
 
 
+def key_names(document: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the numbers in keys of metrics: regions where a document has any, else classes.
+
+    Args:
+        document: a summary or table of scores, with ``class_names`` (by label value) and
+            ``regions`` (in the order of their numbers, from 1 on).
+
+    Returns:
+        Names by number; empty where nothing has a name.
+
+    Example:
+        >>> key_names({"class_names": {"1": "core", "2": "edge"}})
+        {1: 'core', 2: 'edge'}
+        >>> key_names({"class_names": {"1": "core"}, "regions": {"whole": [1, 2], "core": [2]}})
+        {1: 'whole', 2: 'core'}
+    """
+    regions = document.get("regions")
+    if isinstance(regions, Mapping) and regions:
+        return {n: str(name) for n, name in enumerate(regions, 1)}
+    return from_json(document.get("class_names"))
+
+
 def read_metric(text: str) -> NamedOptions:
     """Parse ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, values as in YAML.
 

@@ -143,14 +143,93 @@ def _by_counts(
     name: str, maps: tuple[np.ndarray, np.ndarray], share: Share, classes: Classes
 ) -> dict[str, float]:
     """Score of voxel counts by class; both masks empty: 1, one empty: 0."""
+    return over_counts(
+        name,
+        maps,
+        lambda both, p, t: share(both, p, t) if p and t else float(p == t),
+        classes,
+    )
 
-    def measure(prediction: np.ndarray, target: np.ndarray) -> float:
-        both, p, t = (
-            int(np.count_nonzero(mask)) for mask in (prediction & target, prediction, target)
-        )
-        return share(both, p, t) if p and t else float(p == t)
 
-    return over_classes(name, maps, measure, classes)
+def over_counts(
+    name: str,
+    maps: tuple[np.ndarray, np.ndarray],
+    share: Share,
+    classes: Classes = None,
+) -> dict[str, float]:
+    """Apply a measure of voxel counts to each foreground class and average.
+
+    It is :func:`over_classes` for measures that need no more than counts: those of all classes come
+    from one pass over the maps, however many they are.
+
+    Args:
+        name: key of the result.
+        maps: prediction and target, label maps ``(*S)``.
+        share: from the voxels of the intersection, of the prediction and of the target to a number.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        As :func:`over_classes`.
+    """
+    binary = not several(classes) and max(maps[0].max(initial=0), maps[1].max(initial=0)) <= 1
+    joint = None if binary else joint_counts(*maps)
+    if joint is None:
+
+        def measure(prediction: np.ndarray, target: np.ndarray) -> float:
+            both, p, t = (
+                int(np.count_nonzero(mask)) for mask in (prediction & target, prediction, target)
+            )
+            return share(both, p, t)
+
+        return over_classes(name, maps, measure, classes)
+    both, p, t = np.diagonal(joint).tolist(), joint.sum(1).tolist(), joint.sum(0).tolist()
+    wanted = (
+        [c for c in range(1, len(joint)) if p[c] or t[c]]
+        if classes is None
+        else [c for c in classes if c != 0]
+    )
+    each = {
+        f"{name}_{c}": share(both[c], p[c], t[c]) if c < len(joint) and (p[c] or t[c]) else math.nan
+        for c in wanted
+    }
+    return {name: mean_of(each.values()), **each}
+
+
+MOST_JOINT = 1024
+"""Label values below this are counted together."""
+
+JOINT_SLAB = 2**21
+"""Voxels that are counted at a time."""
+
+
+def joint_counts(prediction: np.ndarray, target: np.ndarray) -> np.ndarray | None:
+    """Count the voxels of each pair of label values.
+
+    Args:
+        prediction: label map ``(*S)``.
+        target: label map ``(*S)``.
+
+    Returns:
+        int64 ``(N, N)``, rows by value of the prediction, columns by that of the target; None where
+        values are no integers from 0 to 1,023.
+
+    Example:
+        >>> joint_counts(np.array([0, 1, 1]), np.array([0, 0, 1])).tolist()
+        [[1, 0], [1, 1]]
+    """
+    maps = (prediction, target)
+    if any(m.dtype.kind not in "iu" or m.min(initial=0) < 0 for m in maps):
+        return None
+    values = 1 + max(int(m.max(initial=0)) for m in maps)
+    if values > MOST_JOINT:
+        return None
+    rows, columns = (np.ascontiguousarray(m).reshape(-1) for m in maps)
+    counts = np.zeros(values * values, np.int64)
+    for start in range(0, rows.size, JOINT_SLAB):
+        part = slice(start, start + JOINT_SLAB)
+        codes = rows[part].astype(np.int64) * values + columns[part]
+        counts += np.bincount(codes, minlength=values * values)
+    return counts.reshape(values, values)
 
 
 def dice(
@@ -303,14 +382,12 @@ def specificity(
         UserError: the shapes differ.
     """
     same_shape(prediction, target, valid)
-    known = np.ones(target.shape, bool) if valid is None else valid
+    known = target.size if valid is None else int(np.count_nonzero(valid))
 
-    def measure(found: np.ndarray, true: np.ndarray) -> float:
-        outside = known & ~true
-        total = int(np.count_nonzero(outside))
-        return 1 - int(np.count_nonzero(found & outside)) / total if total else 1.0
+    def share(both: int, p: int, t: int) -> float:
+        return 1 - (p - both) / (known - t) if known > t else 1.0
 
-    return over_classes("specificity", confined(prediction, target, valid), measure, classes)
+    return over_counts("specificity", confined(prediction, target, valid), share, classes)
 
 
 def accuracy(

@@ -82,8 +82,7 @@ def faults(
         >>> list(faults([NamedOptions(name="dust", options={"below": -1})]))
         ["postprocess.0: 'dust' with {'below': -1}: dust: below is -1; ... must not be negative."]
     """
-    several = bool(steps) and decides(steps[0]) and POSTPROCESS[steps[0].name].decides == "several"
-    soft = np.ones((channels or (2 if several else 1), *(4,) * dims), dtype=np.float32)
+    soft = np.ones((channels or _usual_channels(steps), *(4,) * dims), dtype=np.float32)
     labels = np.ones((4,) * dims, dtype=np.uint8)
     for i, step in enumerate(steps):
         try:
@@ -103,11 +102,18 @@ def faults(
                 " out of its PostprocessStep."
             )
         wanted = POSTPROCESS[step.name].decides
-        if wanted is not None and (wanted == "one") != (len(soft) == 1):
+        if wanted in CHANNELS and (wanted == "one") != (len(soft) == 1):
             yield (
                 f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this"
                 f" one has {len(soft)}."
             )
+
+
+def _usual_channels(steps: Sequence[NamedOptions]) -> int:
+    """Channels of the predictions that the first step takes, where nothing else says it."""
+    decided_by = POSTPROCESS[steps[0].name].decides if steps and decides(steps[0]) else "one"
+    order = steps[0].options.get("order") if decided_by == "any" else None
+    return len(order) if isinstance(order, Sequence) and order else 2 - (decided_by == "one")
 
 
 def _is_local(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], soft: bool) -> bool:
@@ -169,10 +175,13 @@ def adjust(
     """
     steps = tuple(steps)
     if threshold is not None:
-        steps = (
-            NamedOptions(name="threshold", options={"at": threshold}),
-            *(s for s in steps if not decides(s)),
+        own = next((s for s in steps if s.name == "regions"), None)
+        first = (
+            NamedOptions(name="threshold", options={"at": threshold})
+            if own is None
+            else NamedOptions(name=own.name, options={**own.options, "threshold": threshold})
         )
+        steps = (first, *(s for s in steps if not decides(s)))
     for name, option, size in (
         ("closing", "size", kernel_size),
         ("dust", "below", min_component_size),

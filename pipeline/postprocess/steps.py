@@ -119,6 +119,58 @@ def argmax(array: np.ndarray) -> np.ndarray:
     return labels
 
 
+def regions(
+    array: np.ndarray, order: Sequence[int], threshold: float | Sequence[float] = 0.5
+) -> np.ndarray:
+    """Label by region after region: where the probability is above ``threshold``.
+
+    Later regions overwrite earlier ones.
+
+    Args:
+        array: probabilities of the regions ``(K, *S)``.
+        order: label value that is written for each of them, at least 1.
+        threshold: 0..1, one for all regions or one for each.
+
+    Returns:
+        Labels ``(*S)``, uint8, for values above 255 uint16.
+
+    Raises:
+        ConfigError: as many values or thresholds as channels are needed, or one is out of range.
+
+    Source:
+        Isensee et al., Nature Methods 2021 (nnU-Net's region-based training).
+
+    Example:
+        >>> import numpy as np
+        >>> regions(np.array([[0.2, 0.9, 0.9], [0.4, 0.5, 0.6]]), order=[1, 2])
+        array([0, 1, 2], dtype=uint8)
+    """
+    labels, cuts = _region_labels(order), threshold
+    cuts = list(cuts) if isinstance(cuts, Sequence) else [cuts] * len(labels)
+    if not len(labels) == len(cuts) == len(array):
+        raise ConfigError(
+            f"regions: order has {len(labels)} values and threshold {len(cuts)}, the prediction has"
+            f" {len(array)} channels. Give one for each region."
+        )
+    out = np.zeros(array.shape[1:], np.uint8 if max(labels) <= 255 else np.uint16)
+    for probability, label, cut in zip(array, labels, cuts, strict=True):
+        out[probability > _probability("regions: threshold", cut)] = label
+    return out
+
+
+def _region_labels(order: Any) -> list[int]:
+    """The option ``order`` as numbers."""
+    labels = list(order) if isinstance(order, Sequence) and not isinstance(order, str) else []
+    if not labels or any(
+        isinstance(v, bool) or not isinstance(v, int) or not 1 <= v < 2**16 for v in labels
+    ):
+        raise ConfigError(
+            f"regions: order is {order!r}, must be a list of label values from 1 on, one for each"
+            " region."
+        )
+    return labels
+
+
 def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
     """Remove components of fewer than ``below`` voxels.
 

@@ -25,8 +25,8 @@ it takes and gives a :class:`pipeline.morphology.SlabArray` as well as an array 
 number type being the same for any values. ``whole``: the array in memory.
 """
 
-Vary = Callable[[float], Iterable[float]]
-"""From a number to those near it that tuning tries in its place."""
+Vary = Callable[[Any], Iterable[Any]]
+"""From a number (or a list of them) to those near it that tuning tries in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,8 @@ class PostprocessStep:
     Args:
         run: ``f(array, **options)``: labels ``(*S)``, or where it decides probabilities
             ``(K, *S)``, to labels ``(*S)``.
-        decides: it takes probabilities, of one channel or of several; None: it takes labels.
+        decides: it takes probabilities, of one channel, of several or of any number; None: it takes
+            labels.
         sees: what it has to see, or a function of its options that returns it. ``"local"``: it
             changes each row along the first space axis by itself, wherever it lies (a large array
             comes some rows at a time, and the step does not know which); ``"components"``: it also
@@ -136,15 +137,36 @@ class PostprocessStep:
 
     run: Callable[..., np.ndarray]
     _: KW_ONLY
-    decides: Literal["one", "several"] | None = None
+    decides: Literal["one", "several", "any"] | None = None
     sees: Sees | Callable[[Options], Sees] = "whole"
     bytes_per_voxel: int = 20
     search: StepSearch | None = None
     volume: VolumeOption | None = None
 
 
+REGION_CHANGES = (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3)
+"""By how much the thresholds of regions are varied in tuning."""
+
+
 def _added(*changes: float) -> Vary:
     return lambda old: [old + change for change in changes]
+
+
+def _each_added(*changes: float) -> Vary:
+    """Of one number or a list of them: all changed together; those outside 0..1 are left out."""
+
+    def vary(old: Any) -> list[Any]:
+        if not isinstance(old, Sequence):
+            return [old + change for change in changes]
+        moved = [[round(x + change, 6) for x in old] for change in changes]
+        single = [
+            [round(x + change * (i == n), 6) for i, x in enumerate(old)]
+            for n in range(len(old))
+            for change in changes
+        ]
+        return [*moved, *single]
+
+    return vary
 
 
 def _multiplied(*factors: float) -> Vary:
@@ -208,6 +230,13 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             decides="several",
             sees="local",
             search=StepSearch(position=0, options=lambda setting: () if setting.decided else ({},)),
+        ),
+        "regions": PostprocessStep(
+            run=steps.regions,
+            decides="any",
+            sees="local",
+            # Tried only where it is the present step, which knows the order.
+            search=StepSearch(position=0, vary={"threshold": _each_added(*REGION_CHANGES)}),
         ),
         "opening": PostprocessStep(
             run=steps.opening, search=StepSearch(position=1, options=_each("radius", (1.0,)))

@@ -22,6 +22,7 @@ from pipeline.reporting.runs import (
     Run,
     class_metrics,
     class_title,
+    label_title,
     leading_metric,
     main_metrics,
     named,
@@ -114,7 +115,7 @@ def _legend(run: Run) -> str:
     binary = _classes(run) == 2
     parts = [("truth", colours.GREEN), ("answer", colours.SKY)] if binary else []
     parts += [
-        (class_title(run, n), colours.CLASSES[(n - 1) % len(colours.CLASSES)])
+        (label_title(run, n), colours.CLASSES[(n - 1) % len(colours.CLASSES)])
         for n in range(1, _classes(run))
         if not binary
     ]

@@ -11,7 +11,7 @@ from pipeline import files
 from pipeline.config import ConfigError
 from pipeline.metrics import better
 from pipeline.metrics.frames import SUFFIXES
-from pipeline.metrics.names import display, from_json, of_class
+from pipeline.metrics.names import display, from_json, key_names, of_class
 from pipeline.records import UserError
 from pipeline.reporting.page import finite
 from pipeline.runs import FoldFolder, RunFolder
@@ -174,7 +174,7 @@ def named(run: Run, key: str) -> str:
     Returns:
         Text.
     """
-    return display(key, from_json(run.summary.get("class_names")), run.summary.get("units") or {})
+    return display(key, key_names(run.summary), run.summary.get("units") or {})
 
 
 def main_metrics(run: Run) -> list[str]:
@@ -208,16 +208,29 @@ def class_metrics(run: Run) -> dict[str, dict[int, str]]:
 
 
 def class_title(run: Run, number: int) -> str:
-    """Name of a class, where the data set gives one.
+    """Name of what a number in a metric's key stands for: a class, or a region.
 
     Args:
         run: what was found of a run.
-        number: label value.
+        number: from 1 on.
 
     Returns:
-        Text.
+        Its name, where there is one.
     """
-    return from_json(run.summary.get("class_names")).get(number, f"class {number}")
+    return key_names(run.summary).get(number, f"class {number}")
+
+
+def label_title(run: Run, value: int) -> str:
+    """Name of a label value, as pictures show it.
+
+    Args:
+        run: what was found of a run.
+        value: the label value.
+
+    Returns:
+        Its name, where there is one.
+    """
+    return from_json(run.summary.get("class_names")).get(value, f"class {value}")
 
 
 def leading_metric(run: Run) -> tuple[str, int] | None:

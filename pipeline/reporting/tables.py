@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.metrics.frames import SUFFIXES
-from pipeline.metrics.names import display, from_json, of_class
+from pipeline.metrics.names import display, key_names, of_class
 from pipeline.metrics.retouch import note
 from pipeline.progress import clock
 
@@ -42,7 +42,7 @@ def of_training(summary: Mapping[str, Any]) -> str:
         Lines of text.
     """
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
-    classes = from_json(summary.get("class_names"))
+    classes = key_names(summary)
     few = len(names) <= MOST_COLUMNS
     units = summary.get("units") or {}
     columns = {n: display(n, classes, units) for n in names if few or not of_class(n)}
@@ -97,7 +97,7 @@ def of_training(summary: Mapping[str, Any]) -> str:
 
 def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Out-of-fold scores, a line for each class."""
-    classes = from_json(summary.get("class_names"))
+    classes = key_names(summary)
     rows: dict[int, dict[str, float | None]] = {}
     for name in names:
         if found := of_class(name):
@@ -119,7 +119,7 @@ def _frames(summary: Mapping[str, Any]) -> list[str]:
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
         return []
-    classes = from_json(summary.get("class_names"))
+    classes = key_names(summary)
     units = summary.get("units") or {}
     columns = {
         n: display(n, classes, units)
@@ -176,7 +176,7 @@ def of_evaluation(scores: Mapping[str, Any]) -> str:
         Lines of text.
     """
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
-    classes = from_json(scores.get("class_names"))
+    classes = key_names(scores)
     titles = [display(n, classes, scores.get("units", {})) for n in names]
     widths = [max(18, len(title) + 2) for title in titles]
     lines = [f"{'case':<24}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True))]

@@ -62,7 +62,7 @@ def case_metrics(config: Config) -> tuple[NamedOptions, ...]:
     Returns:
         The config's metrics, or the task's default.
     """
-    return config.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
+    return config.metrics or (NamedOptions(name=TASKS[config.rules].default_metric),)
 
 
 def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
@@ -82,6 +82,7 @@ def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
         metrics=case_metrics(config),
         ignore=config.data.ignore_label,
         classes=None if numbered else classes_of(config.data),
+        regions=None if numbered else config.data.unions,
         padded=config.data.frames.padded,
         version=version,
     )

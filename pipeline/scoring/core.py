@@ -19,6 +19,7 @@ from pipeline.metrics.context import MetricContext
 from pipeline.metrics.counts import Counts
 from pipeline.metrics.frames import Truth, View, count
 from pipeline.metrics.image import intensities
+from pipeline.metrics.regional import within
 from pipeline.metrics.retouch import Retouched
 from pipeline.records import METRICS_VERSION, NamedOptions
 
@@ -34,6 +35,7 @@ class Rules:
         metrics: all of labels or all of images.
         ignore: label value that is not counted.
         classes: foreground classes of the whole set; None: those that occur in a case.
+        regions: label values of each region that is scored in place of classes; None: none.
         padded: where there is a field of view, a further frame: the image with background up to
             this size, in voxels.
         version: see :data:`pipeline.records.METRICS_VERSION`.
@@ -42,6 +44,7 @@ class Rules:
     metrics: tuple[NamedOptions, ...]
     ignore: int | None = None
     classes: tuple[int, ...] | None = None
+    regions: tuple[tuple[int, ...], ...] | None = None
     padded: tuple[int, ...] | None = None
     version: int = METRICS_VERSION
 
@@ -178,11 +181,16 @@ def context_of(case: CaseArrays, rules: Rules) -> MetricContext:
         rules: how it is scored.
 
     Returns:
-        Classes and spacing; neither in metrics version 1.
+        Classes or regions, and spacing; none in metrics version 1.
     """
     if rules.version < 2:
         return MetricContext(version=rules.version)
-    return MetricContext(classes=rules.classes, spacing=case.spacing, version=rules.version)
+    return MetricContext(
+        classes=None if rules.regions else rules.classes,
+        regions=rules.regions,
+        spacing=case.spacing,
+        version=rules.version,
+    )
 
 
 def _of_images(case: CaseArrays, rules: Rules) -> Scores:
@@ -206,8 +214,13 @@ def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
         rules: how it is scored.
 
     Returns:
-        Counts by frame; None where there are more than two classes or no metric can be pooled.
+        Counts by frame; None where there are more than two classes, or regions, or no metric can be
+        pooled.
     """
+    if rules.regions is not None:
+        if len(rules.regions) > 1:
+            return None
+        case = _of_one_region(case, rules)
     most = max(
         int(case.answer.max(initial=0)),
         int(np.max(case.target, initial=0, where=case.target != rules.ignore)),
@@ -218,6 +231,14 @@ def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
         if most <= 1 and pooled
         else None
     )
+
+
+def _of_one_region(case: CaseArrays, rules: Rules) -> CaseArrays:
+    """The case with masks of the one region in place of labels; ignored voxels stay ignored."""
+    answer, target = (within(a, rules.regions or ()) for a in (case.answer, case.target))
+    if rules.ignore is not None:
+        target = np.where(case.target == rules.ignore, rules.ignore, target)
+    return dataclasses.replace(case, answer=answer, target=target)
 
 
 def blanked(answer: np.ndarray, label: np.ndarray, ignore: int | None) -> np.ndarray:

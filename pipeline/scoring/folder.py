@@ -53,17 +53,19 @@ def folder(
             progress(len(rows), len(pairs))
     classes = classes_of(rows.values())
     require_comparable(rows.values(), pairs[0].rules.metrics if pairs else ())
-    if several(classes):
+    regions = pairs[0].rules.regions if pairs else None
+    many = several(classes) and regions is None  # of regions, all cases have the same keys already
+    if many:
         rows |= {pair.id: row for pair, row in _rows(_of_one_class(pairs, rows, classes), workers)}
     good = {p.id: row for p in pairs if not isinstance(row := rows[p.id], str)}
     failed = {p.id: row for p in pairs if isinstance(row := rows[p.id], str)}
     cases = (
         same_columns({i: row.scores for i, row in good.items()})
-        if several(classes)
+        if many
         else {i: row.scores for i, row in good.items()}
     )
     found = {"cases": cases, "mean": mean(cases.values()), "failed": failed}
-    found |= {"classes": list(classes)} if several(classes) else {}
+    found |= {"classes": list(classes)} if many else {}
     counts = [row.counts for row in good.values() if row.counts is not None]
     pooled = (
         pool(counts, (m.name for p in pairs[:1] for m in p.rules.metrics))

@@ -136,7 +136,9 @@ def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
             prediction = predict_stored(cached, config, predict_tile, job.device, advance)
             if not cached.space.identity:  # score what the answers in oof/ are made from
                 prediction = softs.as_stored(prediction)
-            softs.save(job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.task)))
+            softs.save(
+                job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.rules))
+            )
             files.write_json(done, score(config, prediction, cached, job.scoring))
         found = files.read_document(
             done, documents.CaseScores, "Remove it: the case is predicted and scored again"
@@ -213,7 +215,7 @@ def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
     resampled = cached.space.resampling is not None
     kind = np.dtype(cached.properties.dtypes["image"] if resampled else cached.image.dtype)
     return SoftMeta(
-        task=config.task,
+        task=config.rules,
         scale=cached.scale,
         dtype="float32" if kind == np.float64 else str(kind),
         channels=cached.image.shape[0],

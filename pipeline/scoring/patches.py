@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import postprocess
 from pipeline.config import Config, Data
 from pipeline.data import normalise
 from pipeline.metrics import METRICS, evaluate, needing, of_images
@@ -22,6 +23,7 @@ from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.frames import count_classes
 from pipeline.metrics.overlap import mean_of
 from pipeline.metrics.probability import Tally, tally_halves
+from pipeline.metrics.regional import count_regions, within
 from pipeline.records import NamedOptions
 from pipeline.tasks import TASKS
 
@@ -38,7 +40,7 @@ def validation_metrics(config: Config) -> tuple[NamedOptions, ...]:
     Returns:
         Those of ``train.validate``, or the task's default.
     """
-    return config.train.validate.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
+    return config.train.validate.metrics or (NamedOptions(name=TASKS[config.rules].default_metric),)
 
 
 def classes_of(data: Data) -> tuple[int, ...]:
@@ -98,18 +100,23 @@ class PatchRules:
             case_id: id of the case that a patch is from.
 
         Returns:
-            Classes (not in version 1) and spacing.
+            Classes (not in version 1) or regions, and spacing.
         """
-        classes = classes_of(self.config.data) if self.version >= 2 else None
+        regions = self.config.data.unions
+        classes = classes_of(self.config.data) if self.version >= 2 and regions is None else None
         return MetricContext(
-            classes=classes, spacing=self.spacings.get(case_id), version=self.version
+            classes=classes,
+            regions=regions,
+            spacing=self.spacings.get(case_id),
+            version=self.version,
         )
 
 
 def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Measure one batch for :class:`PatchScores`, as values that JSON can hold.
 
-    Labels are decided by the task; images are scored on the scale from 0 to 1.
+    Labels are decided by the task (of regions by the config); images are scored on the scale from 0
+    to 1.
 
     Args:
         rules: how patches are scored.
@@ -121,7 +128,7 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
         ``counts``: voxels by class, as [tp, fp, fn, tn]; ``tally``: voxels by probability, where a
         metric ranks them.
     """
-    config, task = rules.config, TASKS[rules.config.task]
+    config, task = rules.config, TASKS[rules.config.rules]
     soft = task.activate(logits).cpu().numpy()
     targets = batch[next(iter(config.targets))].numpy()
     out: dict[str, Any] = {"scores": [], "counts": {}, "tally": None}
@@ -137,11 +144,18 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
         valid = None if ignore is None else truth[0] != ignore
         label = truth[0] if valid is None else truth[0] * valid
         foreground = one[0] if len(one) == 1 else None
-        answer = task.decide(one)
+        answer = _decided(config, one)
         out["scores"].append(_scores(rules, (answer, label, valid), foreground, case_id))
         if rules.version >= 2:
             _count(out, rules, (answer, label, valid), foreground)
     return out
+
+
+def _decided(config: Config, soft: np.ndarray) -> np.ndarray:
+    """Labels ``(*S)`` of a patch: regions by the first step of the config, classes by the task."""
+    if config.data.regions is None:
+        return TASKS[config.rules].decide(soft)
+    return np.asarray(postprocess.run(config.postprocess[:1], soft))
 
 
 Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -170,7 +184,11 @@ def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray 
     """Add a patch's voxels to ``out``."""
     answer, label, valid = maps
     right = (answer == label)[... if valid is None else valid]
-    counts = count_classes(answer, label, valid, classes_of(rules.config.data))
+    regions = rules.config.data.unions
+    if regions is None:
+        counts = count_classes(answer, label, valid, classes_of(rules.config.data))
+    else:
+        counts = count_regions(answer, label, valid, regions)
     counts[ALL] = Counts(tp=int(np.count_nonzero(right)), fn=int(np.count_nonzero(~right)))
     for c, found in counts.items():
         old = out["counts"].get(str(c), [0, 0, 0, 0])
@@ -178,7 +196,7 @@ def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray 
             a + b for a, b in zip(old, (found.tp, found.fp, found.fn, found.tn), strict=True)
         ]
     if soft is not None and needing(validation_metrics(rules.config), "probabilities"):
-        tally = tally_halves(soft, label, valid)
+        tally = tally_halves(soft, label if regions is None else within(label, regions), valid)
         old = out["tally"] or [0, 0]
         out["tally"] = [
             (a + np.asarray(b)).tolist()
@@ -238,7 +256,7 @@ class PatchScores:
 
     def _pooled(self, name: str, pooled: Pooling) -> dict[str, float]:
         classes = [c for c in sorted(self.counts) if c != ALL]
-        if pooled.any_class:
+        if pooled.any_class and self.rules.config.data.regions is None:
             return {name: pooled.known(self.counts[ALL])}
         if needing([NamedOptions(name=name)], "probabilities"):
             return {

@@ -207,7 +207,7 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         network=network,
         channels=run.channels,
         losses=losses.WeightedSum(
-            _loss_terms(run, network), config.kinds, config.data.ignore_label
+            _loss_terms(run, network), config.kinds, config.data.ignore_label, config.data.unions
         ),
         train_loader=Loader(
             [run.cached[i] for i in split.train],
@@ -296,7 +296,7 @@ def _write_predictions(
         kept = soft.load(work, cached.case.id, channels=cached.image.shape[0])
         whole = {name: np.asarray(head, np.float32) for name, head in kept.heads.items()}
         kept = dataclasses.replace(kept, heads=whole, meta=held_out.meta_of(cached, run.config))
-        suffix = TASKS[run.config.task].suffix(files.format_suffix(cached.case.image[0]))
+        suffix = TASKS[run.config.rules].suffix(files.format_suffix(cached.case.image[0]))
         files.write(
             folder.answers / f"{cached.case.id}{suffix}",
             held_out.answer_of(run.config, kept),

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
 from pipeline.losses import WeightedSum
-from pipeline.metrics.names import from_json
+from pipeline.metrics.names import key_names
 from pipeline.networks import HeadedNet
 from pipeline.records import METRICS_VERSION
 from pipeline.runs import FoldFolder
@@ -74,8 +74,9 @@ class FoldJob:
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Names of the classes by number; empty where the data set gives none."""
-        return from_json(self.trained_on.get("class_names"))
+        """Names of classes or regions by their number in keys of metrics; empty without names."""
+        names = self.trained_on.get("class_names")
+        return key_names({"class_names": names, "regions": self.config.data.regions})
 
     @property
     def files(self) -> FoldFolder:

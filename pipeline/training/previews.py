@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import colours, files
+from pipeline import colours, files, postprocess
+from pipeline.config import Config
 from pipeline.tasks import TASKS
 from pipeline.training.job import FoldJob
 
@@ -28,7 +29,7 @@ def preview_batch(job: FoldJob, network: torch.nn.Module, done: int) -> None:
         done: steps over all epochs; a picture is due every ``train.preview_steps``.
     """
     every = job.config.train.preview_steps
-    if not every or done % every or TASKS[job.config.task].decides:
+    if not every or done % every or TASKS[job.config.rules].decides:
         return
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         batch = _fixed_batch(job)
@@ -67,7 +68,7 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     """
     batch = next(iter(job.val_loader.epoch(-1)))
     network.eval()
-    task = TASKS[job.config.task]
+    task = TASKS[job.config.rules]
     outputs = task.heads(network(job.images(batch)))
     heads = {name: head.cpu().numpy() for name, head in outputs.items()}
     target = batch[next(iter(job.config.targets))].numpy()
@@ -80,7 +81,18 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     if not task.decides:
         return [colours.rgb(_on_scale(panel, plane)) for panel in (plane, truth, prediction)]
     ignore = job.config.data.ignore_label
-    return _label_panels(colours.rgb(_on_scale(plane, plane)), truth[0], prediction, ignore)
+    predicted = _decided(job.config, prediction)
+    shown = prediction if len(prediction) == 1 else None
+    picture = colours.rgb(_on_scale(plane, plane))
+    return _label_panels(picture, truth[0], (predicted, shown), ignore)
+
+
+def _decided(config: Config, probabilities: np.ndarray) -> np.ndarray:
+    """Labels ``(Y, X)`` of probabilities ``(K, Y, X)``."""
+    if config.data.regions is None:
+        return TASKS[config.rules].decide(probabilities)
+    order = config.data.regions_class_order or ()
+    return postprocess.regions(probabilities, order)
 
 
 def _with_masks(
@@ -96,14 +108,20 @@ def _with_masks(
 
 
 def _label_panels(
-    image: np.ndarray, target: np.ndarray, probabilities: np.ndarray, ignore: int | None
+    image: np.ndarray,
+    target: np.ndarray,
+    answer: tuple[np.ndarray, np.ndarray | None],
+    ignore: int | None,
 ) -> list[np.ndarray]:
-    """Image, target, probabilities or labels, and errors; ignored voxels are grey."""
+    """Image, target, probabilities or labels, and errors; ignored voxels are grey.
+
+    ``answer``: labels, and probabilities ``(1, Y, X)`` where there is one channel.
+    """
     ignored = np.zeros(target.shape, bool) if ignore is None else target == ignore
     truth = np.where(ignored, 0, target)
-    predicted = TASKS["labels"].decide(probabilities)
+    predicted, probabilities = answer
     black = np.zeros(image.shape)
-    if len(probabilities) == 1:
+    if probabilities is not None:
         real, found = colours.tint(black, truth > 0, colours.WHITE, 1), colours.rgb(probabilities)
     else:
         real, found = (colours.classes(black, a, strength=1) for a in (truth, predicted))

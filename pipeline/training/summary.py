@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipeline import files, postprocess
 from pipeline.config import Config
-from pipeline.data import cases as case_finder
+from pipeline.data.described import label_names
 from pipeline.inference import soft
 from pipeline.metrics import units
 from pipeline.scoring import baselines, cached
@@ -52,12 +51,13 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
     ]
     summary = {
         "name": run.config.name,
-        "task": run.config.task,
+        "task": run.config.rules,
         "monitor": run.config.train.stop.monitor,
         "folds": results,
         "decision": _decision(run.config),
         "out_of_fold": mean(rows),
         "class_names": class_names(run.config),
+        **named_regions(run.config),
         "cases": cases,
         "units": units(
             cached.case_metrics(run.config), bool(run.scoring.spacings), run.config.data.dims
@@ -72,20 +72,33 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
 
 
 def class_names(config: Config) -> dict[int, str]:
-    """Names of the classes as the data set gives them.
+    """Names of the label values, from the config or the data set.
 
     Args:
         config: its task and data set.
 
     Returns:
-        Names by number of the class; none for images.
+        Names by label value; none for images.
     """
-    return case_finder.class_names(Path(config.data.root)) if TASKS[config.task].decides else {}
+    return label_names(config.data) if TASKS[config.rules].decides else {}
+
+
+def named_regions(config: Config) -> dict[str, Any]:
+    """What summaries say of regions.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        ``regions`` and ``regions_class_order``; nothing without regions.
+    """
+    facts = TASKS[config.rules].facts(config)
+    return {key: value for key, value in facts.items() if key != "classes"}
 
 
 def _decision(config: Config) -> str:
     """How probabilities became the labels that are scored, in words."""
-    if not TASKS[config.task].decides:
+    if not TASKS[config.rules].decides:
         return ""
     step = next((s for s in config.postprocess if postprocess.decides(s)), None)
     steps = (
@@ -103,7 +116,7 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
 
     Volumes would have to be read a second time for it.
     """
-    if not TASKS[run.config.task].decides or run.config.data.dims != 2:
+    if not TASKS[run.config.rules].decides or run.config.data.dims != 2:
         return {}
 
     def cases() -> Iterator[Any]:
@@ -123,7 +136,7 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
     Of binary labels an empty prediction and the best global threshold, on at most 32 cases; of
     images the input itself, on all of them.
     """
-    labels = TASKS[run.config.task].decides
+    labels = TASKS[run.config.rules].decides
     every = all(run.folder.fold(n).completed for n in range(run.config.data.folds.count))
     if (labels and run.config.data.classes != 2) or not every:
         return {}

@@ -524,7 +524,10 @@ def varied(steps: Steps) -> list[Steps]:
     first, entry = postprocess.resolved(steps[0]), postprocess.POSTPROCESS[steps[0].name]
     defaults = {name: p.default for name, p in inspect.signature(entry.run).parameters.items()}
     changed = [
-        NamedOptions(name=first.name, options={**first.options, option: round(new, 6)})
+        NamedOptions(
+            name=first.name,
+            options={**first.options, option: round(new, 6) if isinstance(new, float) else new},
+        )
         for option, vary in (entry.search.vary if entry.search else {}).items()
         for new in vary({**defaults, **first.options}[option])
     ]

@@ -92,6 +92,7 @@ class Measure:
             metrics=tuple(metrics),
             ignore=data.ignore_label,
             classes=classes_of(data),
+            regions=data.unions,
             version=version,
         )
         return cls(data=data, rules=rules)
@@ -132,7 +133,8 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
     truth = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
     view = next(views(truth_of(truth, rules)))
-    outputs = _Outputs([softs.load_sound(folder, case.id) for folder in case.soft], case.id)
+    members = [softs.load_sound(folder, case.id) for folder in case.soft]
+    outputs = _Outputs(members, case.id, independent=data.regions is not None)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = score_in(view, dataclasses.replace(truth, answer=outputs.of(candidate)), rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
@@ -145,8 +147,10 @@ class _Outputs:
     spacing of the first member's geometry.
     """
 
-    def __init__(self, members: Sequence[SoftPrediction], case_id: str) -> None:
-        self.first, self.case_id = members[0], case_id
+    def __init__(
+        self, members: Sequence[SoftPrediction], case_id: str, independent: bool = False
+    ) -> None:
+        self.first, self.case_id, self.independent = members[0], case_id, independent
         self.alike = all(soft.space == members[0].space for soft in members)
         given = members if self.alike else [soft.on_file_grid() for soft in members]
         self.members = [soft.main for soft in given]
@@ -181,7 +185,8 @@ class _Outputs:
     def _fused(self, candidate: Candidate) -> LazyArray:
         """The fused members on the grid of the label."""
         used = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
-        fused = fuse([m for m, _ in used], [w for _, w in used], candidate.fusion, self.case_id)
+        arrays, weights = [m for m, _ in used], [w for _, w in used]
+        fused = fuse(arrays, weights, candidate.fusion, self.case_id, self.independent)
         if not self.alike:
             return fused
         heads = {softs.MAIN: fused[:]}
@@ -365,6 +370,8 @@ def _mark(case: CaseFiles, measure: Measure) -> str:
     ]
     if case.spacing is not None:
         mark.append(case.spacing)
+    if data.regions is not None:
+        mark.append(["regions", data.unions])
     return json.dumps(mark, sort_keys=True, default=list)
 
 

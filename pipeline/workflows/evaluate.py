@@ -194,7 +194,13 @@ def evaluate(request: Request) -> dict[str, Any]:
     ignore = ignored(request.ignore_label, known, "competition" in [m.name for m in parts])
     if ignore is not None:
         logger.info(f"label value {ignore} is not counted")
-    rules = Rules(metrics=tuple(parts), ignore=ignore, padded=_padded(request, dims))
+    rules = Rules(
+        metrics=tuple(parts),
+        ignore=ignore,
+        regions=_regions(known),
+        padded=_padded(request, dims),
+    )
+    _require_one_region(rules)
     reading = Reading(dims=dims, binarise=request.binarise, declared=_declared(known))
     spacings = worlds.common_spacings(parts, {i: label for i, (_, label) in pairs.items()}, dims)
     work = [
@@ -202,6 +208,27 @@ def evaluate(request: Request) -> dict[str, Any]:
         for pair in jobs(request, pairs, rules, reading)
     ]
     return _finish(request, work, known)
+
+
+def _regions(known: Known) -> tuple[tuple[int, ...], ...] | None:
+    """Label values of each region of the model that made the predictions.
+
+    None where it has none, it is not known, or instances were numbered.
+    """
+    found = known.summary.get("regions")
+    if not found or _declared(known) is None:
+        return None
+    return tuple(tuple(values) for values in found.values())
+
+
+def _require_one_region(rules: Rules) -> None:
+    """Raise UserError for metrics of probabilities where there are several regions."""
+    wanted = needing(rules.metrics, "probabilities")
+    if wanted and rules.regions is not None and len(rules.regions) > 1:
+        raise UserError(
+            f"--metrics {', '.join(wanted)}: needs probabilities of one foreground, and these"
+            f" predictions have {len(rules.regions)} regions. Leave it out."
+        )
 
 
 def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
@@ -254,7 +281,7 @@ def _require_json(out: Path | None) -> None:
 
 def _require_images(known: Known, parts: Sequence[NamedOptions]) -> None:
     """Raise UserError for metrics of images where the predictions are label maps."""
-    if known.summary.get("task") == "labels":
+    if known.summary.get("task") in ("labels", "regions"):
         names = ", ".join(p.name for p in parts)
         raise UserError(
             f"--metrics {names}: of images, but these predictions are labels (task in"
@@ -287,9 +314,10 @@ def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, A
     )
     scores |= (
         {"class_names": {str(k): v for k, v in known.names.items()}}
-        if known.names and "classes" in scores
+        if known.names and ("classes" in scores or rules.regions)
         else {}
     )
+    scores |= {"regions": known.summary["regions"]} if rules.regions else {}
     if request.out is not None:
         files.write_json(request.out, scores)
     _warn(scores)
@@ -578,11 +606,11 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     config = run.config()
     named = {k: v for k, v in read_summary(run.path).items() if k == "class_names"}
     known = {
-        "task": config.task,
+        "task": config.rules,
         "ignore_label": config.data.ignore_label,
         "postprocess": to_dict(config)["postprocess"],
     }
-    return known | named | TASKS[config.task].facts(config)
+    return known | named | TASKS[config.rules].facts(config)
 
 
 def pair(

@@ -34,6 +34,7 @@ from pipeline.inference.members import Reader, common_ids, looked_at, open_membe
 from pipeline.inference.outputs import read_summary
 from pipeline.inference.soft import SoftPrediction
 from pipeline.inference.writing import Target, suffix_of, write_answer
+from pipeline.metrics.names import from_json
 from pipeline.progress import progress
 from pipeline.records import Case, Member, NamedOptions, UserError
 from pipeline.runs import RunFolder
@@ -171,6 +172,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         if spec.postprocess is not None
         else tuple(NamedOptions(**p) for p in before.get("postprocess", ()))
     )
+    steps = _with_regions(steps, before)
     if TASKS[before.get("task", "labels")].decides:
         postprocess.check(steps)
     elif FUSIONS[spec.fusion].probabilities:
@@ -178,6 +180,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
             f"fusion {spec.fusion!r} is of probabilities, and {folders[0][0]} holds intensities of"
             " images. Use mean."
         )
+    _require_same_regions([f for f, _ in folders], before)
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
     for reader, (folder, _) in zip(readers, folders, strict=True):
         if folder not in predicted_now:
@@ -195,7 +198,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         "members": [{"folder": str(f), "weight": w} for f, w in folders],
         "fusion": spec.fusion,
         "postprocess": [dataclasses.asdict(s) for s in steps],
-        **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
+        **{k: before[k] for k in KEPT if k in before},
         **(
             {"plugins": [p.record for p in used]} if (used := plugins.used_by(tuple(steps))) else {}
         ),
@@ -212,7 +215,11 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
             stop.raise_if_stopped()
             rows.append(
                 _fuse_case(
-                    case_id, (readers, weights, spec.fusion, alignments[case_id]), steps, job
+                    case_id,
+                    (readers, weights, spec.fusion, alignments[case_id]),
+                    steps,
+                    job,
+                    from_json(before.get("class_names")),
                 )
             )
             write()
@@ -220,6 +227,35 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         logger.info(f"\n{len(alignments)} cases done, {len(failed)} failed:")
         logger.info("\n".join(f"  {case_id}: {error}" for case_id, error in failed.items()))
     return Fused(output=job.output, done=tuple(alignments), failed=failed)
+
+
+KEPT = ("ignore_label", "classes", "class_names", "regions", "regions_class_order")
+"""What the summary of an ensemble says as that of its first member does."""
+
+
+def _require_same_regions(folders: Sequence[Path], before: Mapping[str, Any]) -> None:
+    """Raise UserError where channels of members, by their summaries, stand for other regions."""
+    first = list((before.get("regions") or {}).items())
+    for folder in folders[1:]:
+        other = read_summary(folder).get("regions")
+        if other is not None and list(other.items()) != first:
+            raise UserError(
+                f"{folder} predicts the regions {other}, {folders[0]} {before.get('regions')}. Fuse"
+                " networks that were trained alike."
+            )
+
+
+def _with_regions(
+    steps: tuple[NamedOptions, ...], before: Mapping[str, Any]
+) -> tuple[NamedOptions, ...]:
+    """The steps, where none decides regions begun with the step that writes their labels."""
+    if before.get("task") != "regions" or (steps and postprocess.decides(steps[0])):
+        return steps
+    own = [NamedOptions(**p) for p in before.get("postprocess", ())][:1]
+    if own and own[0].name == "regions":
+        return (*own, *steps)
+    order = list(before.get("regions_class_order") or ())
+    return (NamedOptions(name="regions", options={"order": order}), *steps)
 
 
 def _without_unit(
@@ -414,6 +450,7 @@ def _fuse_case(
     members: tuple[Sequence[Reader], Sequence[float], str, Sequence[Alignment]],
     steps: Sequence[NamedOptions],
     job: EnsembleJob,
+    names: Mapping[int, str],
 ) -> dict[str, Any]:
     """Fuse, decide and write one case; return its row of summary.json."""
     readers, weights, fusion, alignments = members
@@ -431,14 +468,22 @@ def _fuse_case(
         heads: dict[str, LazyArray] = {}
         for name in first.heads:
             arrays = [soft.heads[name] for soft in loaded]  # of memory-mapped files
-            fused = fused_arrays(arrays, weights, fusion, case_id)
+            independent = first.meta.task == "regions"
+            fused = fused_arrays(arrays, weights, fusion, case_id, independent)
             heads[name] = fused if streams else fused[:]
         soft = dataclasses.replace(first, heads=heads)
         if job.save_soft:
             softs.save(job.output / "soft", soft)
         size = tuple(soft.on_file_grid().main.shape[1:])
         row = write_answer(
-            soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size), work=work)
+            soft,
+            Target(
+                output=job.output,
+                steps=steps,
+                image=_image(soft.meta, size),
+                work=work,
+                names=names,
+            ),
         )
     return {"id": case_id, "status": "done", "shape": list(size), **row}
 

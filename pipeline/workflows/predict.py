@@ -31,6 +31,7 @@ from pipeline.inference.predictor import prepare
 from pipeline.inference.sliding_window import Source
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
+from pipeline.metrics.names import from_json
 from pipeline.progress import progress_steps
 from pipeline.records import Case, Geometry, UserError
 from pipeline.stopping import stop
@@ -205,8 +206,8 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
     config, names = to_dict(job.config), job.predictor.trained_on.get("class_names")
     summary = {
         "models": job.predictor.models,
-        "task": job.config.task,
-        **TASKS[job.config.task].facts(job.config),
+        "task": job.config.rules,
+        **TASKS[job.config.rules].facts(job.config),
         **({"class_names": names} if names else {}),
         "ignore_label": job.config.data.ignore_label,
         "backend": job.predictor.backend,
@@ -242,7 +243,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
             f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else "")
         )
         require_room_for(job, case, shape, str(given.dtype))
-        if TASKS[job.config.task].decides:
+        if TASKS[job.config.rules].decides:
             spacing = grid_of(geometry, job.config.data.dims).spacing
             postprocess.require_spacing(case.image[0], job.config.postprocess, spacing)
         space, notes = _to_model_space(job, case, given, geometry)
@@ -250,7 +251,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         tiles = job.predictor.tiles(size)
         parts = blocks_of(job, case, size, tiles) if by_blocks else None
         streams = parts is not None and is_streamed(job, given, size)
-        if streams and which is None and TASKS[job.config.task].decides:
+        if streams and which is None and TASKS[job.config.rules].decides:
             postprocess.check_memory(job.config.postprocess, channels_of(job), shape)
         if parts is not None:
             require_room_for_blocks(job, parts, which, space)
@@ -287,7 +288,14 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         if job.save_soft:
             softs.save(job.output / "soft", soft)
         row |= write_answer(
-            soft, Target(output=job.output, steps=job.config.postprocess, image=image, work=work)
+            soft,
+            Target(
+                output=job.output,
+                steps=job.config.postprocess,
+                image=image,
+                work=work,
+                names=from_json(job.predictor.trained_on.get("class_names")),
+            ),
         )
     if parts is not None:
         blocks.remove(job.output, case.id)
@@ -332,7 +340,7 @@ def _predict_in_memory(job: PredictJob, source: Source, tiles: Tiling) -> Mappin
 def _meta(job: PredictJob, case: Case, scale: IntensityScale, given: LazyArray) -> SoftMeta:
     """The record that is stored with probabilities."""
     return SoftMeta(
-        task=job.config.task,
+        task=job.config.rules,
         suffix=files.format_suffix(case.image[0]),
         scale=scale,
         dtype=str(given.dtype),

@@ -186,4 +186,4 @@ def predict_by_blocks(
                 advance=advance,
             )
             blocks.compute(run, parts, ranges)
-    return {} if which is not None else parts.soft(TASKS[job.config.task], channels_of(job))
+    return {} if which is not None else parts.soft(TASKS[job.config.rules], channels_of(job))

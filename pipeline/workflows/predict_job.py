@@ -96,7 +96,7 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
                 )
             found[case.id] = case
     for case_id in found:
-        for ending in TASKS[config.task].companions:
+        for ending in TASKS[config.rules].companions:
             if case_id + ending in found:
                 raise UserError(
                     f"{found[case_id + ending].image[0]} is called like a picture that is written"
@@ -139,7 +139,7 @@ def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
 def _names(job: PredictJob, case: Case) -> list[str]:
     """Files that the prediction of a case may be written to."""
     return outputs.names(
-        case.id, job.config.task, files.format_suffix(case.image[0]), job.save_soft
+        case.id, job.config.rules, files.format_suffix(case.image[0]), job.save_soft
     )
 
 
@@ -189,7 +189,7 @@ def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
 
     These are probabilities, and files that are not compressed.
     """
-    task, planes, voxels = TASKS[job.config.task], channels_of(job), math.prod(size)
+    task, planes, voxels = TASKS[job.config.rules], channels_of(job), math.prod(size)
     # On another grid their number is not known before the image is read.
     saved = job.save_soft and not job.config.data.has_space
     soft = planes * voxels * np.dtype(task.soft_type).itemsize if saved else 0
@@ -238,4 +238,4 @@ def channels_of(job: PredictJob) -> int:
     Returns:
         K, at least 1.
     """
-    return TASKS[job.config.task].channels(job.config, max(1, job.predictor.channels))
+    return TASKS[job.config.rules].channels(job.config, max(1, job.predictor.channels))

@@ -141,7 +141,7 @@ def build(options: ModelOptions, limits: Limits) -> Service:
         "config": config.name,
         "model": files.sha256(first)[:16],
         "networks": len(predictor.models),
-        "task": config.task,
+        "task": config.rules,
         "channels": predictor.channels,
         "backend": options.backend,
         "version": pipeline.__version__,

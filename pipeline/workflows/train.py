@@ -24,6 +24,7 @@ import torch
 from pipeline import losses, plugins
 from pipeline.config import Config
 from pipeline.data import cache, derived, properties, world
+from pipeline.data.described import channel_names
 from pipeline.files import lock
 from pipeline.inference import devices
 from pipeline.progress import bars_shown, log_to_file, progress_callback, silenced
@@ -335,8 +336,20 @@ def _open_run(
         context=context,
         version=version,
         scoring=scoring_of(config, version, cached),
-        trained_on=world.trained_on(data.layout, data.properties, class_names(config), config.data),
+        trained_on=world.trained_on(
+            data.layout,
+            data.properties,
+            class_names(config),
+            config.data,
+            _channel_names(config, channels[0]),
+        ),
     )
+
+
+def _channel_names(config: Config, channels: int) -> tuple[str, ...]:
+    """Names of the image channels, where there is one for each."""
+    names = channel_names(config.data)
+    return names if len(names) == channels else ()
 
 
 # --- fold after fold ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from pipeline.runs import RunFolder
 from pipeline.scoring import worlds
 from pipeline.scoring.bootstrap import UNIT_DRAWS
 from pipeline.tasks import TASKS
+from pipeline.training.summary import class_names, named_regions
 from pipeline.tuning import search
 from pipeline.tuning.search import Candidate, Gain, SearchPlan
 from pipeline.tuning.trials import CaseFiles, Measure, Trials, workers_for
@@ -296,7 +297,7 @@ def open_run(run: RunFolder) -> Source:
         )
     run.require_plugins()
     config = run.config()
-    if not TASKS[config.task].decides:
+    if not TASKS[config.rules].decides:
         raise UserError(
             f"{run.path}: its task is {config.task!r}; only labels have post-processing to tune."
         )
@@ -345,7 +346,7 @@ def check_alike(sources: Sequence[Source]) -> None:
     for other in sources[1:]:
         faults = [
             f"{key} is {getattr(first.config.data, key)} and {getattr(other.config.data, key)}"
-            for key in ("classes", "dims", "ignore_label")
+            for key in ("classes", "dims", "ignore_label", "unions", "regions_class_order")
             if getattr(first.config.data, key) != getattr(other.config.data, key)
         ]
         faults += [
@@ -466,7 +467,9 @@ def choose_metric(name: str | None, config: Config) -> NamedOptions:
     """
     given = {p.name: p for p in config.metrics}
     if name is None:
-        binary_volumes = config.data.classes == 2 and config.data.dims == 3
+        binary_volumes = (
+            config.data.classes == 2 and config.data.dims == 3 and config.data.regions is None
+        )
         ranking = [n for n, entry in METRICS.items() if "probabilities" in entry.needs]
         name = (
             "competition"
@@ -607,6 +610,8 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
         if file
         else search.space(own, edge, channels, len(space))
     )
+    if study.config.data.regions is not None:  # the step that writes their labels is always there
+        stages = (tuple(_decided(s, own[:1]) for s in stages[0]), *stages[1:])
     if left := [
         s.name for s in own if postprocess.POSTPROCESS[s.name].search is None and file is None
     ]:
@@ -617,7 +622,7 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
     weights = tuple(1.0 for _ in study.sources)
     also = (
         {name: search.Candidate(steps=s, weights=weights) for name, s in search.BASELINES.items()}
-        if channels == 1
+        if channels == 1 and study.config.data.regions is None
         else {}
     )
     for n, source in enumerate(study.sources if len(weights) > 1 else ()):
@@ -631,6 +636,13 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
         mixtures=mixtures(len(weights)),
         also=also,
     )
+
+
+def _decided(
+    steps: tuple[NamedOptions, ...], deciding: tuple[NamedOptions, ...]
+) -> tuple[NamedOptions, ...]:
+    """The steps, begun with ``deciding`` where none of them decides."""
+    return steps if steps and postprocess.decides(steps[0]) else (*deciding, *steps)
 
 
 def read_space(
@@ -875,6 +887,8 @@ def keep_result(
             "metric": study.metric,
             "better": "higher" if study.sign > 0 else "lower",
             "units": study.units,
+            "class_names": class_names(study.config),
+            **named_regions(study.config),
             "parts": parts,
             "bootstrap": {"resamples": UNIT_DRAWS, "unit": drawn_by(study)[:-1]},
             "rows": [

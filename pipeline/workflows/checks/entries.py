@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from pipeline import limits, losses, postprocess
 from pipeline.config import Config, Data, Problem, nearest
@@ -43,7 +43,7 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
     yield from _network_and_losses(config, known, channels is None)
     yield from trials.optimizer(config)
     yield from _metrics(config)
-    if TASKS[config.task].decides:
+    if TASKS[config.rules].decides:
         yield from _postprocess(config, known)
 
 
@@ -57,7 +57,7 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
     yield from extreme
     if not extreme:
         for text in postprocess.faults(
-            config.postprocess, TASKS[config.task].channels(config, channels), config.data.dims
+            config.postprocess, TASKS[config.rules].channels(config, channels), config.data.dims
         ):
             yield Problem(text, (text.partition(":")[0],))
 
@@ -95,13 +95,13 @@ def is_guessed(config: Config, channels: int) -> bool:
 
 def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:
     """The network, the losses on its heads, tile sizes and initial weights."""
-    ends = channels, TASKS[config.task].channels(config, channels)
+    ends = channels, TASKS[config.rules].channels(config, channels)
     network, found = trials.network(config, ends)
     # With guessed channels the fault may be the guess: try the other common number.
     if found and guessed and network is None:
         ends = (
             (1 if channels == 3 else 3),
-            TASKS[config.task].channels(config, 1 if channels == 3 else 3),
+            TASKS[config.rules].channels(config, 1 if channels == 3 else 3),
         )
         other, _ = trials.network(config, ends)
         network, found = (other, []) if other is not None else (network, found)
@@ -217,9 +217,11 @@ def _of_other_task(config: Config, part: NamedOptions, where: str) -> Iterator[P
             " data.change: {}, or remove it.",
             (where,),
         )
-    elif "probabilities" in entry.needs and config.data.classes != 2:
+    elif "probabilities" in entry.needs and TASKS[config.rules].channels(config, 1) != 1:
         yield Problem(
-            f"{where}: {part.name!r} is for task labels with data.classes: 2. Remove it.", (where,)
+            f"{where}: {part.name!r} is for task labels with data.classes: 2, or one region. Remove"
+            " it.",
+            (where,),
         )
 
 
@@ -242,14 +244,26 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
     shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
     seen = [(f.shapes["image"][0], *f.model_size) for f in properties if "image" in f.shapes]
     yield from _for_sizes(config, shapes, seen)
+    yield from _channel_names(config, {s[0] for s in shapes})
     parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
     without_unit = [
         f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")
     ]
     yield from _caught("metrics", lambda: worlds.require_millimetres(parts, without_unit))
-    if TASKS[config.task].decides:
+    if TASKS[config.rules].decides:
         yield from _without_unit(config, properties)
+
+
+def _channel_names(config: Config, found: Collection[int]) -> Iterator[Problem]:
+    """Names of channels that are not as many as the images have."""
+    names = config.data.channel_names
+    if names is not None and len(found) == 1 and len(names) not in found:
+        yield Problem(
+            f"data.channel_names names {len(names)} channels ({', '.join(names)}), the images have"
+            f" {next(iter(found))}. Name each, or set null.",
+            ("data.channel_names",),
+        )
 
 
 def _without_unit(config: Config, properties: Sequence[CaseProperties]) -> Iterator[Problem]:
@@ -288,7 +302,7 @@ def _for_sizes(
 def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     """A halo that leaves no multiple of the network's stride between two halos of a tile."""
     channels = shapes[0][0]
-    network = trials.outline(config, (channels, TASKS[config.task].channels(config, channels)))
+    network = trials.outline(config, (channels, TASKS[config.rules].channels(config, channels)))
     patch = (
         config.predict.patch if isinstance(config.predict.patch, tuple) else config.data.patch.size
     )
@@ -311,7 +325,7 @@ def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
 def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     """``predict.norms`` that the network or the tiles do not allow."""
     largest = max(shapes, key=lambda s: max(s[1:]))
-    channels = largest[0], TASKS[config.task].channels(config, largest[0])
+    channels = largest[0], TASKS[config.rules].channels(config, largest[0])
     network = trials.outline(config, channels)
     tiles = sliding_window.tiling(config, largest[1:])
     if tiles.count() == 1 or not receptive.tile_dependent(network):

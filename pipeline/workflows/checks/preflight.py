@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pipeline import limits
 from pipeline.config import Config, ConfigError, Problem, numbers
-from pipeline.data import cache, checks, folds, resolve, world
+from pipeline.data import cache, checks, described, folds, resolve, world
 from pipeline.data import cases as case_finder
 from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
@@ -34,6 +34,7 @@ NOTED = (
     "task",
     "data.dims",
     "data.classes",
+    "data.regions",
     "data.targets",
     "data.folders",
     "data.ignore_label",
@@ -170,7 +171,7 @@ def check_names(
     errors = [p.text for p in found if p.severity == "error"]
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
-    return channels[0], TASKS[config.task].channels(config, channels[0])
+    return channels[0], TASKS[config.rules].channels(config, channels[0])
 
 
 def with_numbers(config: Config, found: Examined, start: Start) -> tuple[Config, Examined]:
@@ -243,6 +244,7 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
         *world.faults(properties, found.train, root, start.continues, config.data),
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
+        *_other_regions(config, root),
         *_other_scans(config, root),
     ]
     return Examined(found.train, properties, found.layout, len(found.test)), grouped(
@@ -296,8 +298,10 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
     """
     data, path = config.data, root / "dataset.json"
     names, ignored = case_finder.class_names(root), case_finder.ignore_label(root)
-    if not TASKS[config.task].decides or data.binarise is not None or not names:
+    if not TASKS[config.rules].decides or data.binarise is not None or not names:
         return
+    regions = described.regions(root)
+    largest = max(max(names), 0 if regions is None else regions.largest)
 
     def fault(problem: str, suggestion: str) -> Fault:
         return Fault(path=path, problem=problem, suggestion=suggestion, severity="warning")
@@ -307,22 +311,35 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
             f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is"
             f" {data.ignore_label}: it is not learned"
         )
-        yield fault(
-            problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}"
-        )
+        yield fault(problem, f"To learn it set data.ignore_label=null data.classes={largest + 1}")
     if ignored is not None and data.ignore_label != ignored and ignored < data.classes:
         problem = (
             f"calls {ignored} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned"
             " as a class"
         )
         yield fault(
-            problem, f"To ignore it set data.ignore_label={ignored} data.classes={max(names) + 1}"
+            problem, f"To ignore it set data.ignore_label={ignored} data.classes={largest + 1}"
         )
-    elif data.classes > max(names) + 1:
+    elif data.classes > largest + 1:
         yield fault(
-            f"names classes up to {max(names)}, but data.classes is {data.classes}",
-            f"Set data.classes={max(names) + 1}",
+            f"names classes up to {largest}, but data.classes is {data.classes}",
+            f"Set data.classes={largest + 1}",
         )
+
+
+def _other_regions(config: Config, root: Path) -> Iterator[Fault]:
+    """Warn where a dataset.json names regions and the config trains classes."""
+    found = described.regions(root)
+    if not TASKS[config.rules].decides or found is None or config.data.regions is not None:
+        return
+    names = ", ".join(f"{name} {list(values)}" for name, values in found.members.items())
+    yield Fault(
+        path=root / "dataset.json",
+        problem=f"names regions ({names}), but data.regions is null: label values are learned as"
+        " classes",
+        suggestion=f"To train regions set {found.snippet}",
+        severity="warning",
+    )
 
 
 def _other_scans(config: Config, root: Path) -> Iterator[Fault]:
@@ -338,7 +355,7 @@ def _other_scans(config: Config, root: Path) -> Iterator[Fault]:
         for n, (name, entry) in enumerate(zip(names, each, strict=False))
         if name.strip().lower() == "ct" and entry.name not in ("ct", "range", "none")
     ]
-    if scans and TASKS[config.task].decides:
+    if scans and TASKS[config.rules].decides:
         yield Fault(
             path=root / "dataset.json",
             problem=f"calls channel {', '.join(map(str, scans))} CT, but data.normalise"

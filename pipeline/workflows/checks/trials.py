@@ -230,7 +230,10 @@ def _sample(config: Config, channels: int, size: Sequence[int]) -> dict[Any, Any
 
 def _map_channels(config: Config, name: str) -> int:
     """Channels of a derived map."""
-    return 1 if name == derived.MASK or config.data.classes == 2 else config.data.classes - 1
+    if name == derived.MASK:
+        return 1
+    unions = config.data.unions
+    return config.data.classes - 1 if unions is None else len(unions)
 
 
 # --- network --------------------------------------------------------------------------------------
@@ -327,7 +330,7 @@ def initial_weights(
         model = models.load_model(Path(wanted.path), own=False)
         ends = channels or (
             model.channels[0],
-            tasks.TASKS[config.task].channels(config, model.channels[0]),
+            tasks.TASKS[config.rules].channels(config, model.channels[0]),
         )
         initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
     except UserError as error:
@@ -416,9 +419,9 @@ def _value(
         batch[name] = half if kind != "labels" else _labels(size, config, term).to(device)
     for name in losses.maps(config):
         batch[name] = torch.zeros((1, _map_channels(config, name), *size), device=device)
-    total, _ = losses.WeightedSum([_cheap(term)], config.kinds, config.data.ignore_label)(
-        {term.head: logits}, batch
-    )
+    total, _ = losses.WeightedSum(
+        [_cheap(term)], config.kinds, config.data.ignore_label, config.data.unions
+    )({term.head: logits}, batch)
     _require(
         device != "cpu" or bool(torch.isfinite(total)),
         f"loss {term.name!r} is {float(total):g} for an ordinary patch.",
