@@ -257,6 +257,10 @@ class Regions(Labels):
         """Sigmoid of each channel."""
         return logits.float().sigmoid()
 
+    def outside(self, channels: int, scale: IntensityScale | None) -> tuple[float, ...]:
+        """Probability 0 of every region."""
+        return (0.0,) * channels
+
     def decide(
         self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
     ) -> np.ndarray:

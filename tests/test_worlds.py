@@ -163,6 +163,15 @@ def test_a_crop_alone_is_exact_inside_and_background_outside(
     np.testing.assert_array_equal(labels, wanted.argmax(0))
 
 
+@pytest.mark.parametrize(("task", "outside"), [("labels", (1, 0, 0)), ("regions", (0, 0, 0))])
+def test_nothing_is_found_outside_a_box(task: str, outside: tuple[int, ...]) -> None:
+    crop = Crop(start=(1, 1, 1), stop=(3, 3, 3), size=(4, 4, 4))
+    heads, meta = np.ones((3, 2, 2, 2), np.float32), SoftMeta(task=task)
+    space = ModelSpace(crop=crop)
+    soft = SoftPrediction(case_id="c", heads={"main": heads}, meta=meta, space=space)
+    assert tuple(soft.on_file_grid().main[:][:, 0, 0, 0]) == outside
+
+
 def test_an_image_of_zeros_is_not_cropped() -> None:
     assert nonzero_box(np.zeros((2, 3, 4, 5))) == ((0, 3), (0, 4), (0, 5))
     config = system({"crop": "nonzero"})
