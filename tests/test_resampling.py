@@ -331,6 +331,25 @@ def test_labels_follow_their_rule(
         )
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "values"),
+    [
+        ((2, 2, 3), (8, 1, 7), [0, 1, 1, 2, 1, 0, 2, 0, 2, 0, 1, 2]),
+        ((3, 1, 5), (5, 7, 3), [0, 2, 1, 0, 2, 0, 2, 2, 1, 1, 1, 1, 1, 1, 1]),
+        ((2, 3, 2), (8, 5, 6), [0, 0, 0, 0, 2, 1, 1, 1, 2, 1, 0, 0]),
+    ],
+)
+def test_equal_shares_go_to_the_lowest_class_whatever_their_last_digits(
+    old: tuple[int, ...], new: tuple[int, ...], values: list[int]
+) -> None:
+    labels = np.array(values, np.uint8).reshape(1, *old)
+    stacked = np.stack(list(shares(labels, new, None).values()))
+    wanted = (stacked >= stacked.max(0) - 1e-7).argmax(0)
+    np.testing.assert_array_equal(
+        resampling.resize_labels(labels, axes_of(old, new, 1, None))[0], wanted
+    )
+
+
 def test_where_three_classes_meet_no_hole_is_left() -> None:
     labels = np.array([[[1, 2], [3, 3]]], np.uint8)
     axes = axes_of((2, 2), (5, 5), 1, None)

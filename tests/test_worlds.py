@@ -115,6 +115,32 @@ def test_twins_are_one_volume_in_model_space(
     np.testing.assert_array_equal(found.argmax(0)[clear], back[0].argmax(0)[clear])
 
 
+@settings(max_examples=examples(40), deadline=None)
+@given(
+    codes=st.sampled_from(ALL_CODES),
+    spacing=st.sampled_from([(1.0, 1.0, 4.0), (4.0, 0.9, 1.0), (0.8, 1.2, 1.0)]),
+    wanted=st.sampled_from([[1.0, 1.0, 1.0], [0.7, 1.0, 4.0], [4.0, 1.0, 1.0]]),
+)
+def test_images_of_twins_come_back_as_twins(
+    codes: str, spacing: tuple[float, ...], wanted: list[float]
+) -> None:
+    """By cubic splines, whose slices are clipped each to its range where they are apart."""
+    config = system(
+        {"orientation": "RAS", "spacing": wanted},
+        task="image",
+        losses=[{"name": "l1", "target": "target"}],
+        metrics=["psnr"],
+    )
+    image = scan(0, (9, 12, 7))[0]
+    back = []
+    for name in ("RAS", codes):
+        array, grid = twin(image, affine_of(spacing), name)
+        own = space_of(NAME, grid, array, config, {})
+        answer = np.random.default_rng(0).random((2, *own.size(array.shape[1:]))) ** 3
+        back.append(back_to_ras(np.asarray(own.to_file(answer)[:]), name))
+    np.testing.assert_allclose(back[1], back[0], rtol=0, atol=1e-9)
+
+
 def test_sizes_do_not_hang_on_the_last_digits_of_an_affine() -> None:
     """Halves of a voxel are usual: an odd number of voxels of 1 mm at 2 mm."""
     config = system({"orientation": "RAS", "spacing": [2.0, 2.0, 2.0]})
