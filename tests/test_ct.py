@@ -23,6 +23,7 @@ from pipeline import config as configs
 from pipeline import files, train
 from pipeline.config import Config, ConfigError, numbers
 from pipeline.data import cache, cases, intensities, normalise, properties, resolve
+from pipeline.data.model_space import ModelSpace
 from pipeline.inference.models import load_model
 from pipeline.inference.predictor import Predictor
 from pipeline.records import NamedOptions, UserError
@@ -282,7 +283,7 @@ def test_training_and_prediction_see_the_same_values(run: Path, scans: Path) -> 
     predictor = Predictor.load(run / "fold_0", device="cpu")
     for n, one in enumerate(stored):
         ct, mr, _ = volume(n)
-        source, _ = predictor.source(Path("x"), np.stack([ct, mr]))
+        source, _ = predictor.source(Path("x"), np.stack([ct, mr]), ModelSpace())
         assert source.scale == one.scale
         kept = np.asarray(one.image.array)
         assert kept.dtype == np.float32
