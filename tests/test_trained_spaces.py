@@ -15,7 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from worlds import affine_of, data_set, save, scan, system
+from worlds import CODES, affine_of, data_set, save, scan, system
 
 import pipeline as pl
 from pipeline import cli
@@ -364,3 +364,22 @@ def test_runs_in_other_spaces_are_tuned(
     assert {i: row["dice"] for i, row in own.items()} == pytest.approx(
         {i: row["metrics"]["dice"] for i, row in summary.items()}, abs=1e-12
     )
+
+
+def test_files_that_lie_right_already_are_scored_as_the_others(tmp_path: Path) -> None:
+    """The score of each case is that of its answer, whether or not its file was turned."""
+    folder = tmp_path / "data"
+    for n in range(4):
+        for kind, name, array in zip(
+            ("imagesTr", "labelsTr"), (f"c{n}_0000", f"c{n}"), scan(n), strict=True
+        ):
+            save(folder / kind / f"{name}.nii.gz", array, affine_of((1, 1, 1)), CODES[n])
+    normalise = {"name": "zscore", "options": {"mask": True}}
+    config = system({"orientation": "RAS"}, data={"normalise": normalise})
+    run = pl.train_folds(config, data=folder, out=tmp_path / "run", device="cpu").path
+    cases = json.loads((run / "summary.json").read_text())["cases"]
+    for number in (0, 1):
+        scores = pl.score_folder(run / f"fold_{number}" / "oof", folder / "labelsTr", METRICS)
+        for case, row in scores["cases"].items():
+            own = cases[case]["metrics"]
+            assert {k: own[k] for k in row} == pytest.approx(row, abs=1e-12, nan_ok=True)
