@@ -19,6 +19,7 @@ from worlds import CODES, affine_of, data_set, save, scan, system
 
 import pipeline as pl
 from pipeline import cli
+from pipeline.files import FileError
 from pipeline.inference import soft as softs
 from pipeline.inference.options import ModelOptions
 from pipeline.records import UserError
@@ -383,3 +384,22 @@ def test_files_that_lie_right_already_are_scored_as_the_others(tmp_path: Path) -
         for case, row in scores["cases"].items():
             own = cases[case]["metrics"]
             assert {k: own[k] for k in row} == pytest.approx(row, abs=1e-12, nan_ok=True)
+
+
+def test_an_image_too_large_at_its_spacing_is_refused_before_it_is_made(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header in metres: millions of voxels in model space for each of the file."""
+    monkeypatch.setattr("pipeline.files.limits.available_memory", lambda: 2**28)
+    path = save(tmp_path / "far.nii.gz", scan(0)[0], affine_of((40, 40, 40)))
+    fast = tmp_path / "out"
+    options = ModelOptions(checkpoint=run, device="cpu")
+    with pytest.raises(FileError, match=r"data\.spacing an array of 4x\d+x\d+x\d+ float32"):
+        pl.Predictor.load(run, device="cpu").predict(path)
+    found = pl.predict_files(options, path, fast, blocks="never")
+    assert "Check its header" in found.failed[0]["error"]
+    folder = data_set(tmp_path / "set", 2)
+    save(folder / "imagesTr" / "c0_0000.nii.gz", scan(0)[0], affine_of((40, 40, 40)))
+    save(folder / "labelsTr" / "c0.nii.gz", scan(0)[1], affine_of((40, 40, 40)))
+    with pytest.raises(FileError, match=r"c0_0000\.nii\.gz: announces at data\.spacing"):
+        pl.train_folds(system(), data=folder, out=tmp_path / "run", device="cpu")
