@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -367,21 +367,31 @@ def test_runs_in_other_spaces_are_tuned(
     )
 
 
-def test_files_that_lie_right_already_are_scored_as_the_others(tmp_path: Path) -> None:
-    """The score of each case is that of its answer, whether or not its file was turned."""
+MASKED = {"normalise": {"name": "zscore", "options": {"mask": True}}}
+REGIONS = {"regions": {"whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("codes", "space", "more"),
+    [(CODES, {"orientation": "RAS"}, MASKED), (["RAS"] * 4, {}, REGIONS)],
+    ids=["some files lie right already", "regions"],
+)
+def test_a_case_is_scored_by_its_answer(
+    codes: Sequence[str], space: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Answers are made from rounded probabilities, and so are their scores."""
     folder = tmp_path / "data"
     for n in range(4):
         for kind, name, array in zip(
             ("imagesTr", "labelsTr"), (f"c{n}_0000", f"c{n}"), scan(n), strict=True
         ):
-            save(folder / kind / f"{name}.nii.gz", array, affine_of((1, 1, 1)), CODES[n])
-    normalise = {"name": "zscore", "options": {"mask": True}}
-    config = system({"orientation": "RAS"}, data={"normalise": normalise})
+            save(folder / kind / f"{name}.nii.gz", array, affine_of((1, 1, 1)), codes[n])
+    config = system(space, data=more, metrics=["dice"])
     run = pl.train_folds(config, data=folder, out=tmp_path / "run", device="cpu").path
     cases = json.loads((run / "summary.json").read_text())["cases"]
     for number in (0, 1):
-        scores = pl.score_folder(run / f"fold_{number}" / "oof", folder / "labelsTr", METRICS)
-        for case, row in scores["cases"].items():
+        oof = run / f"fold_{number}" / "oof"
+        for case, row in pl.score_folder(oof, folder / "labelsTr", "dice")["cases"].items():
             own = cases[case]["metrics"]
             assert {k: own[k] for k in row} == pytest.approx(row, abs=1e-12, nan_ok=True)
 
