@@ -8,17 +8,18 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-from worlds import affine_of, data_set, save, scan, system
+from worlds import CODES, affine_of, data_set, save, scan, system
 
 import pipeline as pl
 from pipeline import cli
+from pipeline.files import FileError
 from pipeline.inference import soft as softs
 from pipeline.inference.options import ModelOptions
 from pipeline.records import UserError
@@ -364,3 +365,51 @@ def test_runs_in_other_spaces_are_tuned(
     assert {i: row["dice"] for i, row in own.items()} == pytest.approx(
         {i: row["metrics"]["dice"] for i, row in summary.items()}, abs=1e-12
     )
+
+
+MASKED = {"normalise": {"name": "zscore", "options": {"mask": True}}}
+REGIONS = {"regions": {"whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("codes", "space", "more"),
+    [(CODES, {"orientation": "RAS"}, MASKED), (["RAS"] * 4, {}, REGIONS)],
+    ids=["some files lie right already", "regions"],
+)
+def test_a_case_is_scored_by_its_answer(
+    codes: Sequence[str], space: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Answers are made from rounded probabilities, and so are their scores."""
+    folder = tmp_path / "data"
+    for n in range(4):
+        for kind, name, array in zip(
+            ("imagesTr", "labelsTr"), (f"c{n}_0000", f"c{n}"), scan(n), strict=True
+        ):
+            save(folder / kind / f"{name}.nii.gz", array, affine_of((1, 1, 1)), codes[n])
+    config = system(space, data=more, metrics=["dice"])
+    run = pl.train_folds(config, data=folder, out=tmp_path / "run", device="cpu").path
+    cases = json.loads((run / "summary.json").read_text())["cases"]
+    for number in (0, 1):
+        oof = run / f"fold_{number}" / "oof"
+        for case, row in pl.score_folder(oof, folder / "labelsTr", "dice")["cases"].items():
+            own = cases[case]["metrics"]
+            assert {k: own[k] for k in row} == pytest.approx(row, abs=1e-12, nan_ok=True)
+
+
+def test_an_image_too_large_at_its_spacing_is_refused_before_it_is_made(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header in metres: millions of voxels in model space for each of the file."""
+    monkeypatch.setattr("pipeline.files.limits.available_memory", lambda: 2**28)
+    path = save(tmp_path / "far.nii.gz", scan(0)[0], affine_of((40, 40, 40)))
+    fast = tmp_path / "out"
+    options = ModelOptions(checkpoint=run, device="cpu")
+    with pytest.raises(FileError, match=r"data\.spacing an array of 4x\d+x\d+x\d+ float32"):
+        pl.Predictor.load(run, device="cpu").predict(path)
+    found = pl.predict_files(options, path, fast, blocks="never")
+    assert "Check its header" in found.failed[0]["error"]
+    folder = data_set(tmp_path / "set", 2)
+    save(folder / "imagesTr" / "c0_0000.nii.gz", scan(0)[0], affine_of((40, 40, 40)))
+    save(folder / "labelsTr" / "c0.nii.gz", scan(0)[1], affine_of((40, 40, 40)))
+    with pytest.raises(FileError, match=r"c0_0000\.nii\.gz: announces at data\.spacing"):
+        pl.train_folds(system(), data=folder, out=tmp_path / "run", device="cpu")

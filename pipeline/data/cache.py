@@ -461,6 +461,7 @@ def _write_volumes(
             f"{case.image[0]}: changed while it was being prepared. Run the command again."
         )
     space, name = props.model_space, file_name(case.id)
+    spaces.require_memory(case.image[0], space, len(image))
     assert props.scale is not None
     prepare = functools.partial(
         prepared, data.normalise, props.scale, clip=space.resampling is not None

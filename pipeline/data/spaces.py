@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.data import resampling
 from pipeline.data.model_space import SAME, Crop, ModelSpace, Resampling
 from pipeline.files import FileError, LazyArray, slabs
+from pipeline.files.limits import check_memory
 from pipeline.grid import SPREAD, Alignment, Grid, by_mm, reorientation, spread
 
 FAMILIES = {
@@ -109,6 +110,24 @@ def space_for(
         codes=(str(grid.codes), str(codes)) if moved else ("", ""),
         notes=notes,
     )
+
+
+def require_memory(name: Path, space: ModelSpace, channels: int) -> None:
+    """Check, before any work, that an image can be resampled in memory.
+
+    A header with a wrong unit makes a thousand voxels of one.
+
+    Args:
+        name: what messages call the array.
+        space: its model space.
+        channels: float32 numbers for each voxel there.
+
+    Raises:
+        FileError: where it does not fit.
+    """
+    if space.resampling is not None:
+        shape = (channels, *space.resampling.new)
+        check_memory(name, shape, np.float32, "at data.spacing an array")
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.data import normalise, reading
 from pipeline.data.model_space import ModelSpace
 from pipeline.data.prepare import fitted
-from pipeline.data.spaces import space_of
+from pipeline.data.spaces import require_memory, space_of
 from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import backends, devices
@@ -289,9 +289,13 @@ class Predictor:
             warnings about it.
 
         Raises:
-            FileError: the normalisation would clip most of the image.
+            FileError: the normalisation would clip most of the image, or it does not fit into
+                memory at ``data.spacing``.
         """
         options = self.config.data.normalise
+        if isinstance(array, np.ndarray):  # else it is resampled as it is sliced
+            heads = TASKS[self.config.rules].channels(self.config, max(1, self.channels))
+            require_memory(name, space, len(array) + heads)
         native = space.to_native(array, scratch)
         if problem := normalise.problem_of(options, native):
             raise FileError(name, *problem)

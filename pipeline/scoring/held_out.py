@@ -134,7 +134,7 @@ def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
         done = job.folder / f"{cached.case.id}.scores.json"
         if not done.is_file():
             prediction = predict_stored(cached, config, predict_tile, job.device, advance)
-            if not cached.space.identity:  # score what the answers in oof/ are made from
+            if config.data.has_space or config.data.regions:  # score what oof/ is made from
                 prediction = softs.as_stored(prediction)
             softs.save(
                 job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.rules))
