@@ -66,6 +66,7 @@ def bind(
     part: NamedOptions | LossTerm,
     where: str,
     given: typing.Sequence[str] = (),
+    further: typing.Sequence[str] = (),
 ) -> Callable[..., Any]:
     """Bind the options of an entry as keywords of its function.
 
@@ -75,6 +76,7 @@ def bind(
         part: name and options.
         where: dotted key of the entry, for messages.
         given: names of the arguments that the caller will add; options may not name those.
+        further: options that the caller has replaced, for the list of known ones.
 
     Returns:
         The function with the options bound.
@@ -102,7 +104,7 @@ def bind(
         if option not in allowed and not open_ended:
             raise ConfigError(
                 f"{where}: {part.name!r} has no option {option[:SHOWN]!r}."
-                f" {nearest(option, allowed) if allowed else 'It takes no options.'}"
+                f" {nearest(option, [*allowed, *further]) if allowed else 'It takes no options.'}"
             )
     wrong = [
         f"option {n} is {shown(value)}, must be {_type_text(kind)}."

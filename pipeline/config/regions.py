@@ -73,8 +73,7 @@ def faults(
         if regions is not None:
             yield (
                 f"{ORDER} is missing: give the label value that is written for each of the"
-                f" {len(regions)} regions, e.g. {[max(u, default=1) for u in unions(regions)]};"
-                " later ones overwrite."
+                f" {len(regions)} regions{_example(unions(regions))}; later ones overwrite."
             )
         if order is not None:
             yield f"{ORDER} stands without {REGIONS}. Name the regions, or take it away."
@@ -86,6 +85,12 @@ def faults(
     yield from found
     if not found:
         yield from _of_labels(unions(regions), order, classes)
+
+
+def _example(regions: Unions) -> str:
+    """An order that gives each region back: a label that is in no later region; else nothing."""
+    own = [set(u).difference(*regions[n + 1 :]) for n, u in enumerate(regions)]
+    return f", e.g. {[min(u) for u in own]}" if all(own) else ""
 
 
 def _of_members(regions: Given, classes: int, ignore: int | None) -> Iterator[str]:

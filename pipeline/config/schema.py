@@ -475,7 +475,8 @@ class Data:
         require(
             spacing is None
             or (len(spacing) == self.dims and all(s is None or 0 < s < 1e9 for s in spacing)),
-            f"data.spacing is {spacing and list(spacing)}, must hold {self.dims} positive numbers"
+            f"data.spacing is [{', '.join('null' if s is None else f'{s:g}' for s in spacing or ())}],"
+            f" must hold {self.dims} positive numbers"
             " of millimetres (null for an axis that keeps its own).",
             "data.spacing",
         )

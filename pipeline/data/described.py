@@ -29,12 +29,15 @@ def label_names(data: config.Data, root: Path | None = None) -> dict[int, str]:
         root: folder of the data set; None: that of the config.
 
     Returns:
-        Names by label value, without background and the ignored label.
+        Names by label value, without background and the ignored label. With regions those of the
+        config alone, for a ``dataset.json`` names regions then.
 
     Example:
         >>> label_names(config.Data(class_names={0: "outside", 1: "Brainstem"}))
         {1: 'Brainstem'}
     """
+    if data.class_names is None and data.regions is not None:
+        return {}  # names there are those of regions
     if data.class_names is None:
         return cases.class_names(Path(data.root) if root is None else root)
     skipped = (0, data.ignore_label)

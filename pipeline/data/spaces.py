@@ -283,6 +283,6 @@ def _spacing_note(
         (
             f"its voxels are {by_mm(given)}, those that the model was trained on {by_mm(wanted)}:"
             " nothing is resampled here, so structures look larger or smaller than those that it"
-            " learned. Resample the file, or expect worse answers"
+            " learned. Train with data.spacing, resample the file, or expect worse answers"
         ),
     )

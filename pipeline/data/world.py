@@ -58,7 +58,7 @@ def faults(
         )
         found.append(Fault(path=root, problem=mixed, suggestion=suggestion, severity=severity))
     spaced = data is not None and data.spacing is not None
-    uneven = "" if spaced else _uneven_spacing(properties)
+    uneven = "" if spaced else _uneven_spacing(properties, oriented)
     if uneven:
         suggestion = (
             "A network knows voxels and no millimetres: set data.spacing to resample them to one"
@@ -114,10 +114,17 @@ def _kind(entry: Mapping[str, Any]) -> str:
     return f"NIfTI {entry['codes']}" if entry.get("codes") else "NIfTI"
 
 
-def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
+def _spacing_of(props: CaseProperties, oriented: bool) -> list[float]:
+    """Spacing of a case's image, in the order of its file or of the common orientation."""
+    spacing = list(props.grids["image"]["spacing"])
+    axes = props.model_space.alignment.axes if oriented else ()
+    return [spacing[a] for a in axes or range(len(spacing))]
+
+
+def _uneven_spacing(properties: Sequence[CaseProperties], oriented: bool) -> str:
     """A warning where spacings differ by more than ``grid.SPREAD``; empty where they do not."""
     known = {
-        props.id: props.grids["image"]["spacing"]
+        props.id: _spacing_of(props, oriented)
         for props in properties
         if props.grids.get("image", {}).get("spacing")
     }
@@ -161,9 +168,7 @@ def trained_on(
     seen = [props for props in properties if props.grids.get("image")]
     grids = [props.grids["image"] for props in seen]
     spacings = [
-        [g["spacing"][a] for a in props.model_space.alignment.axes or range(len(g["spacing"]))]
-        if orientation
-        else g["spacing"]
+        _spacing_of(props, orientation is not None)
         for props, g in zip(seen, grids, strict=True)
         if g.get("spacing")
     ]

@@ -39,7 +39,9 @@ def _bound_step(
     steps: Sequence[NamedOptions], i: int, spacing: Sequence[float] | None
 ) -> Callable[..., Any]:
     step = in_voxels(steps[i], spacing, f"postprocess.{i}")
-    call = bind(POSTPROCESS, step, f"postprocess.{i}", given=("array",))
+    known = step.name in POSTPROCESS and POSTPROCESS[step.name].volume is not None
+    further = ("mm3",) if known else ()
+    call = bind(POSTPROCESS, step, f"postprocess.{i}", given=("array",), further=further)
     if i > 0 and decides(steps[i]):
         raise ConfigError(
             f"postprocess.{i}: {steps[i].name!r} takes a soft prediction, but comes after"

@@ -102,6 +102,8 @@ def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     for name in names:
         if found := of_class(name):
             rows.setdefault(found[1], {})[found[0]] = summary["out_of_fold"][name]
+    if not rows:
+        return []
     units = summary.get("units") or {}
     columns = {metric: display(metric, {}, units) for scores in rows.values() for metric in scores}
     titles = {number: classes.get(number, f"class {number}") for number in sorted(rows)}
