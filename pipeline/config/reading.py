@@ -301,9 +301,10 @@ def _problem_of(item: Mapping[str, Any]) -> Problem:
     key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
     if key.startswith("data.class_names"):
         text = (
-            f"data.class_names: {item['input']!r} has another form than {{1: Brainstem, 2: Cord}}"
+            f"data.class_names: {shown(item.get('input'))} has another form than"
+            " {1: Brainstem, 2: Cord}: label values first, then their names."
         )
-        return Problem(f"{text}: label values first, then their names.", ("data.class_names",))
+        return Problem(text, ("data.class_names",))
     if item["type"] == "missing":
         text = f"{key}: missing, has no default"
     else:

@@ -472,11 +472,11 @@ class Data:
                 "data.orientation",
             )
         spacing = self.spacing
+        given = ", ".join("null" if s is None else f"{s:g}" for s in spacing or ())
         require(
             spacing is None
             or (len(spacing) == self.dims and all(s is None or 0 < s < 1e9 for s in spacing)),
-            f"data.spacing is [{', '.join('null' if s is None else f'{s:g}' for s in spacing or ())}],"
-            f" must hold {self.dims} positive numbers"
+            f"data.spacing is [{given}], must hold {self.dims} positive numbers"
             " of millimetres (null for an axis that keeps its own).",
             "data.spacing",
         )
