@@ -17,6 +17,7 @@ from torch.nn import functional
 from pipeline import config as configs
 from pipeline import files, postprocess, train
 from pipeline.config import ConfigError, from_dict, load, to_dict
+from pipeline.config import regions as region_rules
 from pipeline.config.reading import difference
 from pipeline.config.regions import faults, unions, written
 from pipeline.data import derived, described
@@ -452,3 +453,32 @@ def test_rankings_of_several_regions_are_refused(
     words = ["--config", str(path), "--data-dir", str(root), "--dry-run"]
     assert train.main([*words, "--set", f"metrics=[dice, {metric}]"]) == 2
     assert "or one region" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("regions", "example"),
+    [
+        ({"all": [1, 2, 3], "inner": [2, 3], "core": 3}, "e.g. [1, 2, 3]"),
+        ({"left": [1, 2], "right": [2, 3]}, ""),
+        ({"inner": 2, "all": [1, 2]}, ""),
+    ],
+)
+def test_a_missing_order_is_proposed_only_where_it_works(
+    regions: dict[str, int | list[int]], example: str
+) -> None:
+    text = " ".join(region_rules.faults(regions, None, 4, None))
+    assert "data.regions_class_order is missing" in text
+    assert example in text
+    assert bool(example) == ("e.g." in text)
+
+
+def test_names_before_values_say_how_to_write_them() -> None:
+    with pytest.raises(ConfigError, match="label values first, then their names"):
+        configs.from_dict(
+            {
+                "name": "x",
+                "data": {"class_names": {"LV": 1}},
+                "network": "dynunet",
+                "losses": ["dice"],
+            }
+        )

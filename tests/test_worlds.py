@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 from worlds import affine_of, scan, system
 
 from pipeline.config import Config
-from pipeline.data import spaces
+from pipeline.data import spaces, world
 from pipeline.data.model_space import Crop, ModelSpace, Resampling, from_record
+from pipeline.data.properties import CaseProperties
 from pipeline.data.spaces import nonzero_box, space_of
 from pipeline.files import FileError, Rows
 from pipeline.grid import Alignment, Grid, affine_grid
 from pipeline.inference import soft as softs
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import decided
-from pipeline.records import UserError
+from pipeline.records import Case, UserError
 
 NAME = Path("case.nii.gz")
 ALL_CODES = [
@@ -384,3 +385,31 @@ def test_what_a_file_does_not_say_is_refused(
     with pytest.raises(FileError) as error:
         space_of(NAME, grid, np.ones((1, 4, 4, 4)), system(space), {})
     assert all(word in str(error.value) for word in (str(NAME), *words))
+
+
+def properties_of(codes: str, spacing: tuple[float, ...], config: Config) -> CaseProperties:
+    grid = Grid(family="nifti", codes=codes, spacing=spacing)
+    space = spaces.space_for(NAME, grid, (8, 8, 8), config, {})
+    entry = {"family": "nifti", "codes": codes, "spacing": list(spacing)}
+    return CaseProperties(
+        id=codes,
+        files={"image": [{"path": str(NAME)}]},
+        shapes={"image": (1, 8, 8, 8)},
+        grids={"image": entry},
+        space=space.record(),
+    )
+
+
+def test_thick_slices_on_other_axes_are_uneven_once_all_lie_alike() -> None:
+    """The file's own axes hide it: the third is the thick one in each."""
+    seen = [("RAS", (1.0, 1.0, 3.0)), ("IRP", (1.0, 1.0, 3.0))]
+    for keys, warned in (({}, True), ({"spacing": [1.0, 1.0, 1.0]}, False)):
+        config = system({"orientation": "RAS", **keys})
+        found = [properties_of(codes, spacing, config) for codes, spacing in seen]
+        cases = [Case(id=p.id, image=(NAME,)) for p in found]
+        faults = world.faults(found, cases, Path("data"), data=config.data)
+        assert [f.severity for f in faults] == ["warning"] * warned
+        assert all("data.spacing" in f.suggestion for f in faults)
+        about = world.trained_on("nnunet", found, {}, config.data)
+        assert about["codes"] == "RAS"
+        assert about["spacing"] == [1.0, 2.0, 2.0]

@@ -88,9 +88,12 @@ def faults(
 
 
 def _example(regions: Unions) -> str:
-    """An order that gives each region back: a label that is in no later region; else nothing."""
+    """An order that gives every label back, as an example; empty where there is none."""
     own = [set(u).difference(*regions[n + 1 :]) for n, u in enumerate(regions)]
-    return f", e.g. {[min(u) for u in own]}" if all(own) else ""
+    order = [min(u) for u in own if u]
+    labels = set().union(*regions)
+    works = len(order) == len(regions) and all(written(v, regions, order) == v for v in labels)
+    return f", e.g. {order}" if works else ""
 
 
 def _of_members(regions: Given, classes: int, ignore: int | None) -> Iterator[str]:
