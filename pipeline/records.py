@@ -3,7 +3,7 @@
 Shapes: ``B`` batch, ``C`` input channels, ``K`` output channels (classes), ``S`` the space axes:
 ``Z Y X`` for volumes, ``Y X`` for images. A spatial array without channels is ``(*S)``, with
 channels ``(C, *S)``, in a batch ``(B, C, *S)``. NIfTI arrays keep the axis order of their file;
-nothing in this package assumes an orientation.
+nothing in this package assumes an orientation; ``data.orientation`` asks for one.
 
 Data:
     case: one sample of a data set: its image files, its targets and its id.
@@ -21,6 +21,7 @@ Data:
     cached case: a case as arrays that are ready for training, memory-mapped from the cache.
     intensity scale: the linear map of a normalisation, kept so that predictions can be mapped back.
     grid (world grid): axis order, spacing and position of an array in the world, from its file.
+    model space: the grid on which a network sees images: axes, box and spacing of the config.
 
 Networks and losses:
     head: a named output of a network, ``(B, K, *S)``; ``main`` is the one that predictions use.
@@ -39,9 +40,9 @@ Prediction:
     member: a run or a folder of soft predictions in an ensemble, with its weight.
     component: a connected component of a mask or label map, never a part of a network.
 
-Reserved, as nnU-Net uses them:
-    region: a union of classes that is trained and scored as one.
-    plan: settings derived from the properties of a data set.
+As nnU-Net uses them:
+    region: a union of classes that is trained, decided and scored as one.
+    plan (reserved): settings derived from the properties of a data set.
 """
 
 from __future__ import annotations
