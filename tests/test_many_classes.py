@@ -174,6 +174,7 @@ print(used / (x.numel() * 4))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.slow
 @pytest.mark.parametrize(("names", "copies"), [(["dice", "ce"], 4.5), (["focal"], 3.5)])
 def test_losses_of_a_hundred_classes_hold_few_copies_of_the_logits(
     names: list[str], copies: float
