@@ -158,28 +158,33 @@ def test_losses_of_many_classes_are_the_usual_ones(
 
 
 PEAK = """
-import resource, torch
+from pathlib import Path
+import torch
 from pipeline.losses import WeightedSum
 from pipeline.records import LossTerm
-x = torch.zeros(1, 100, 32, 32, 48, requires_grad=True)
-y = torch.randint(0, 100, (1, 1, 32, 32, 48), dtype=torch.uint8)
+
+def kib(key):
+    return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
+
+x = torch.zeros(1, 100, 64, 64, 48, requires_grad=True)
+y = torch.randint(0, 100, (1, 1, 64, 64, 48), dtype=torch.uint8)
 loss = WeightedSum([LossTerm(name=n) for n in {names}], {{"label": "labels"}}, 200)
 small = torch.zeros(1, 100, 8, 8, 8, requires_grad=True)
 loss({{"main": small}}, {{"label": y[..., :8, :8, :8]}})[0].backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now; getrusage has the parent's
+before = kib("VmRSS")
 loss({{"main": x}}, {{"label": y}})[0].backward()
-used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(used / (x.numel() * 4))
+print((kib("VmHWM") - before) * 1024 / (x.numel() * 4))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.slow
-@pytest.mark.parametrize(("names", "copies"), [(["dice", "ce"], 4.5), (["focal"], 3.5)])
+@pytest.mark.parametrize(("names", "copies"), [(["dice", "ce"], 4.0), (["focal"], 3.0)])
 def test_losses_of_a_hundred_classes_hold_few_copies_of_the_logits(
     names: list[str], copies: float
 ) -> None:
-    """Probabilities or their logarithms of each term, and the gradient; before: 6.4 and 8.1."""
+    """Probabilities or their logarithms of each term, and the gradient; before: 6.3 and 8.0."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK.format(names=names)],
         cwd=ROOT,
