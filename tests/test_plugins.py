@@ -394,6 +394,7 @@ def hostile(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
     return run, trace
 
 
+@pytest.mark.slow
 def test_a_hostile_run_runs_nothing(
     hostile: tuple[Path, Path], surfaces: Path, trained: Path, tmp_path: Path
 ) -> None:

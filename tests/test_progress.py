@@ -239,6 +239,7 @@ def test_epoch_lines_say_what_is_left(tmp_path: Path) -> None:
     assert lines[13].endswith("90.0 s")
 
 
+@pytest.mark.slow
 def test_the_end_says_what_to_type_next(
     tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

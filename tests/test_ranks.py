@@ -154,6 +154,7 @@ def require_alike(run: Path, other: Path) -> None:
     assert scores[0]["cases"].keys() == scores[1]["cases"].keys()
 
 
+@pytest.mark.slow
 def test_two_ranks_with_one_sample_are_one_rank_with_two(
     system: tuple[Path, Path], undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def decomposed(name: str) -> str:
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".tif", ".zarr"])
 def test_decomposed_names_work_like_composed_ones(ending: str, tmp_path: Path) -> None:
     """As macOS writes them: predict, ensemble, evaluate and submit read the same ids, whichever

@@ -234,6 +234,7 @@ def test_a_run_has_the_same_columns_in_every_epoch_and_lengths_in_millimetres(
     assert environment["metrics_version"] == 2
 
 
+@pytest.mark.slow
 def test_the_answers_of_a_fold_score_as_they_did_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
