@@ -83,6 +83,7 @@ def test_the_page_runs_as_it_stands(
     assert told.out.startswith("{'dice': ")
 
 
+@pytest.mark.slow
 def test_training_by_function_and_by_command_is_one(
     surfaces: Path, tiny: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_every_flag(talk: list[dict]) -> None:
     assert [t["agree"] for t in talk] == [[True, False, True]] * 2
 

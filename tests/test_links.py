@@ -322,6 +322,7 @@ def test_odd_entries_in_a_data_set(
     assert harmless or name in told.out + told.err
 
 
+@pytest.mark.slow
 def test_odd_entries_in_a_run(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
     """A run whose documents became pipes and folders is refused or made whole, and never waited
     for.

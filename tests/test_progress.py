@@ -165,6 +165,7 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "QUIET", -1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_a_file_gets_plain_lines(
     tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def oblique(a: float, b: float, shift: float = 0.0) -> np.ndarray:
 # What holds for all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPAIRS)
 @FEW
 @given(mask=MASKS)

@@ -55,6 +55,7 @@ def tracked(folder: Path) -> TrackedRun:
     return TrackedRun(name="x", run=folder, fold=0, settings={"a.b": 1}, known=None)
 
 
+@pytest.mark.slow
 def test_a_fold_tells_settings_epochs_and_its_best_model(
     tiny: Path, surfaces: Path, tmp_path: Path, notebooks: list[Notebook]
 ) -> None:
