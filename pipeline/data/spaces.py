@@ -88,9 +88,9 @@ def space_for(
     _require_family(name, grid, trained_on)
     data = config.data
     codes = data.orientation or trained_on.get("codes")
-    turned = _alignment(name, grid.codes, codes, required=data.orientation is not None)
-    notes = () if data.spacing is not None else _spacing_note(grid, turned, trained_on)
-    alignment = _permuted(turned, data.axes, len(size))
+    oriented = _alignment(name, grid.codes, codes, required=data.orientation is not None)
+    notes = () if data.spacing is not None else _spacing_note(grid, oriented, trained_on)
+    alignment = _permuted(oriented, data.axes, len(size))
     crop = None
     if box is not None and any(tuple(b) != (0, n) for b, n in zip(box, size, strict=True)):
         starts, stops = zip(*box, strict=True)
@@ -101,7 +101,7 @@ def space_for(
     if data.spacing is not None:
         inner = crop.inner if crop else size if alignment == SAME else alignment.size(size)
         change, spacing = _resampling(name, own, tuple(inner), config)
-    moved = turned is not None and not turned.identity
+    moved = oriented is not None and not oriented.identity
     return ModelSpace(
         alignment=SAME if alignment.identity else alignment,
         crop=crop,
@@ -216,11 +216,11 @@ def _alignment(
     return found
 
 
-def _permuted(turned: Alignment | None, axes: Sequence[int] | None, dims: int) -> Alignment:
+def _permuted(oriented: Alignment | None, axes: Sequence[int] | None, dims: int) -> Alignment:
     """The alignment followed by a change of the order of axes."""
     if axes is None:
-        return SAME if turned is None else turned
-    first = turned or Alignment(axes=tuple(range(dims)), flips=())
+        return SAME if oriented is None else oriented
+    first = oriented or Alignment(axes=tuple(range(dims)), flips=())
     return Alignment(
         axes=tuple(first.axes[a] for a in axes),
         flips=tuple(n for n, a in enumerate(axes) if a in first.flips),

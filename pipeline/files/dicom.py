@@ -395,12 +395,12 @@ def _require_alike(path: Path, slices: Sequence[Slice]) -> None:
             "Nothing says in which order they lie: convert them with the program that made them",
         )
     for part in slices[1:]:
-        turned = np.abs(np.subtract(part.frame.directions, first.frame.directions)).max()
-        if turned > ANGLE:
+        tilt = np.abs(np.subtract(part.frame.directions, first.frame.directions)).max()
+        if tilt > ANGLE:
             raise FileError(
                 path,
                 f"has slices of several orientations: {first.path.name} and {part.path.name} differ"
-                f" by {turned:.3g} (ImageOrientationPatient)",
+                f" by {tilt:.3g} (ImageOrientationPatient)",
                 APART,
             )
         if not np.allclose(part.frame.spacing[:2], first.frame.spacing[:2], rtol=1e-3):
