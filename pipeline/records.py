@@ -163,6 +163,19 @@ class LossTerm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeepHead:
+    """How a network's deep-supervision head is trained unless loss terms name it."""
+
+    weight: float
+    """Factor of the losses of head ``main`` in the sum; those of all heads sum to 1.
+
+    0: not trained.
+    """
+    stride: tuple[int, ...]
+    """Voxels of the input along each axis that a voxel of the head stands for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One sample on disk: paths, never voxels."""
 

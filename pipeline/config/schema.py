@@ -53,6 +53,12 @@ class Folds:
 
     ``group``: cases of one group (scroll, patient) stay on one side.
     """
+    file: str | None = None
+    """Own folds instead: a JSON list of ``{"train": [ids], "val": [ids]}``, one for each fold.
+
+    As nnU-Net's ``splits_final.json``. The path is below ``data.root`` unless absolute. ``count``
+    must be its length; ``by`` and ``pattern`` then only say what may not be on both sides.
+    """
     pattern: str | None = None
     """Regular expression whose first capturing group finds the group in a case's id.
 
@@ -92,6 +98,13 @@ class Patch:
 
     ``null``: positions are drawn uniformly.
     """
+    oversample: float | None = None
+    """Share of each batch's samples that are centred on foreground, e.g. 0.33, as in nnU-Net.
+
+    In these a class is drawn uniformly among those of the case (with ``data.regions`` a region),
+    then one of its voxels; all other samples are drawn uniformly, with ``data.ignore_label`` around
+    a labelled voxel. ``foreground`` and ``tries`` then have no effect. ``null``: not so.
+    """
     tries: int = 10
     """Positions drawn before the one nearest to the wanted share is taken.
 
@@ -101,6 +114,11 @@ class Patch:
     """Samples per step."""
     per_case: int = 1
     """Patches drawn from each training case in an epoch."""
+    steps: int | None = None
+    """Batches of an epoch whose cases are drawn uniformly with replacement, e.g. 250 in nnU-Net.
+
+    ``per_case`` then has no effect. ``null``: an epoch has ``per_case`` patches of every case.
+    """
     grid: float | None = None
     """Overlap factor of a fixed grid, e.g. 0.25, instead of ``per_case`` random patches.
 
@@ -138,6 +156,32 @@ class Patch:
         )
         require_at_least(
             1, "data.patch", tries=self.tries, batch=self.batch, per_case=self.per_case
+        )
+        require(
+            self.oversample is None or 0 <= self.oversample <= 1,
+            f"data.patch.oversample is {self.oversample}, must satisfy 0 <= oversample <= 1, or"
+            " null.",
+            "data.patch.oversample",
+        )
+        require(
+            self.steps is None or self.steps >= 1,
+            f"data.patch.steps is {self.steps}, must be at least 1, or null.",
+            "data.patch.steps",
+        )
+        for name in ("oversample", "steps"):
+            require(
+                self.grid is None or getattr(self, name) is None,
+                f"data.patch.{name} draws patches at random, and data.patch.grid takes those of a"
+                " grid. Keep one.",
+                f"data.patch.{name}",
+                "data.patch.grid",
+            )
+        require(
+            self.oversample is None or self.changed is None,
+            "data.patch.oversample and data.patch.changed both say what patches are drawn around."
+            " Keep one.",
+            "data.patch.oversample",
+            "data.patch.changed",
         )
         if self.foreground is not None:
             low, high = self.foreground
@@ -501,6 +545,8 @@ class Average:
 
     ``null``: equal average of all epochs.
     """
+    by: Literal["epoch", "step"] = "epoch"
+    """``step``: the average is updated after every optimiser step, as an EMA with decay 0.999."""
 
     def __post_init__(self) -> None:
         require_at_least(0, "train.average", start=self.start)
@@ -521,11 +567,12 @@ class Stop:
 
     ``val_loss``, or ``val_<metric>`` for any metric of ``train.validate``.
     """
-    patience: int = 50
-    """Epochs without improvement before the fold ends."""
+    patience: int | None = 50
+    """Epochs without improvement before the fold ends; ``null``: all epochs are trained."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, "train.stop", patience=self.patience)
+        if self.patience is not None:
+            require_at_least(1, "train.stop", patience=self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,6 +610,8 @@ class InitFrom:
     """Accept weights of the file that this network lacks; they are skipped."""
     allow_shape: bool = False
     """Accept weights of another shape; they stay fresh."""
+    fresh_heads: bool = False
+    """Leave the output layers fresh whatever the file holds, as new classes need it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -580,6 +629,11 @@ class Train:
     """Entry of SCHEDULES, stepped once an epoch.
 
     One of cosine_restarts, cosine, step, plateau, poly, one_cycle, constant.
+    """
+    keep: Literal["best", "last"] = "best"
+    """Weights that a fold keeps: the last ones, or those of the best epoch by ``stop.monitor``.
+
+    ``last``, as nnU-Net does: the best epoch by a few validation patches is mostly noise.
     """
     average: Average | None = None
     """Stochastic weight averaging; ``null`` switches it off."""
@@ -600,6 +654,17 @@ class Train:
     """Channels-last memory format. Faster on CUDA; slower for 3D on CPU."""
     init_from: InitFrom | None = None
     """Weights of a model file to start from; ``null``: fresh weights."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that are not trained, such as ``[encoder]``.
+
+    Names of modules or the beginning of such names up to a dot, as in the weights of a model file.
+    """
+    layer_decay: float | None = None
+    """Factor of the learning rate from each level of the network to the one before it, e.g. 0.8.
+
+    Output layers have the rate of the optimiser, the first layers the smallest one. ``null``: one
+    rate.
+    """
     preview_every: int = 10
     """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
     preview_steps: int = 0
@@ -635,6 +700,11 @@ class Train:
             self.timeout > 0,
             f"train.timeout is {self.timeout}, must be above 0 seconds.",
             "train.timeout",
+        )
+        require(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            f"train.layer_decay is {self.layer_decay}, must satisfy 0 < layer_decay <= 1, or null.",
+            "train.layer_decay",
         )
         require(
             self.clip is None or self.clip > 0,

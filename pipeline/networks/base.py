@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import ConfigError, bind
-from pipeline.records import NamedOptions
+from pipeline.records import DeepHead, NamedOptions
 
 
 class HeadedNet(nn.Module):
@@ -32,6 +33,19 @@ class HeadedNet(nn.Module):
         ...         return {"main": self.conv(x)}
         >>> Sharp()(torch.zeros(1, 1, 5, 7))["main"].shape
         torch.Size([1, 2, 5, 7])
+    """
+
+    deep: Mapping[str, DeepHead] = MappingProxyType({})
+    """Weight and stride of heads that are coarser than the input, ``main`` among them.
+
+    Empty: all heads have full size, and deep ones count ``0.5**N`` times.
+    """
+    outputs: tuple[str, ...] = ()
+    """Names of the modules that make the heads, for ``train.init_from.fresh_heads``."""
+    levels: tuple[tuple[str, ...], ...] = ()
+    """Names of modules, or their beginnings up to a dot, from the input to the outputs.
+
+    Together they hold every weight but those of ``outputs``; for ``train.layer_decay``.
     """
 
     def __init__(self, heads: Sequence[str], divisor: Sequence[int]) -> None:
