@@ -194,7 +194,7 @@ def test_a_nan_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("space", [(4, 5), (2, 4, 3)], ids=["2D", "3D"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradients(space: tuple[int, ...], channels: int) -> None:
     """Random logits have no ties: within a small step nothing is matched anew, and the loss is
     smooth.

@@ -46,7 +46,10 @@ def reference(folder, family):
                 yield name, prediction, np.where(ignored, np.uint8(2), label), expected[name]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f == "tubes" else ()) for f in FAMILIES],
+)
 def test_equals_the_official_scorer(shared_data, family):
     seen = 0
     for name, prediction, label, expected in reference(shared_data / "competition_metric", family):

@@ -57,6 +57,7 @@ def require_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> N
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_heads_lie_beside_each_other_whatever_the_way(
     retouch: Path, photographs: Path, tmp_path: Path
 ) -> None:

@@ -51,7 +51,11 @@ def pair(seed: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
     return (most * (0.1 + 0.5 * coarse)).astype(dtype), (most * (0.2 + 0.7 * coarse)).astype(dtype)
 
 
-@pytest.fixture(scope="module", params=[np.uint8, np.uint16], ids=["8 bits", "16 bits"])
+@pytest.fixture(
+    scope="module",
+    params=[np.uint8, pytest.param(np.uint16, marks=pytest.mark.slow)],
+    ids=["8 bits", "16 bits"],
+)
 def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pairs")
     for n in range(4):

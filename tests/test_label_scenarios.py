@@ -88,7 +88,10 @@ def config_of(path: Path, scenario: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=list(SCENARIOS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n == "regions" else ()) for n in SCENARIOS],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp(request.param)
     data = made_data(root / "data", "ignore" in request.param)

@@ -227,6 +227,7 @@ def words(config: Path, data: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_fold_in_work_is_left_to_its_owner(
     tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

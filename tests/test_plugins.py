@@ -201,6 +201,7 @@ def test_every_table_that_is_open_has_a_piece() -> None:
         assert getattr(pl, record.__name__) is record
 
 
+@pytest.mark.slow
 def test_a_run_keeps_a_copy_and_the_hash(trained: Path, mine: Path) -> None:
     record = {"name": "mine.py", "sha256": hashlib.sha256(mine.read_bytes()).hexdigest()}
     assert (trained / "run/plugins/mine.py").read_bytes() == mine.read_bytes()

@@ -178,6 +178,7 @@ def test_uneven_parts_of_a_batch_weigh_by_their_samples(
     )
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes_and_logs(undisturbed: Path) -> None:
     assert not list(undisturbed.rglob(".tmp-*"))
     assert len(list(undisturbed.glob("train_fold_0_*.log"))) == 1

@@ -123,6 +123,7 @@ def drip(connection: socket.socket, end: threading.Event) -> None:
             connection.sendall(b"X")
 
 
+@pytest.mark.slow
 def test_bodies_that_come_too_slowly_are_told(
     sharper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_bodies_that_keep_coming_are_waited_for(
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.slow
 def test_the_slowest_upload_makes_room_for_another(
     sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

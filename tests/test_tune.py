@@ -420,6 +420,7 @@ def test_processes_give_what_one_gives_and_stop_on_request(run: Path) -> None:
         assert rest.computed == 12 - early
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
     """As a command, with processes of its own; the same command again finishes."""
     code = (
