@@ -880,7 +880,8 @@ def fold_names(given: Any, what: str = "folds") -> tuple[FoldName, ...] | None:
         if len(given) > 1:
             shown = " ".join(map(str, given))
             raise UserError(
-                f"{what} is {shown}; all, the one model of all cases, stands alone, or name numbers."
+                f"{what} is {shown}; all, the one model of all cases, stands alone. Name it, or"
+                " numbers."
             )
         return (ALL,)
     found = whole_numbers(given, what)

@@ -9,8 +9,8 @@ Several such commands may work on one run at the same time, on one host or many,
 folds: a fold belongs to the process that trains it, and the run folder to one process at a time
 while it is prepared and summed up.
 
-``--fold all`` trains one model on every case instead, into ``RUN/fold_all``: all epochs, nothing held
-out and nothing scored. It predicts with ``pipeline.predict --folds all``.
+``--fold all`` trains one model on every case instead, into ``RUN/fold_all``: all epochs, nothing
+held out and nothing scored. It predicts with ``pipeline.predict --folds all``.
 
 Under torchrun the ranks train one fold together; the first of them prepares, writes and logs::
 

@@ -434,26 +434,32 @@ def find_models(
         )
     run = RunFolder(path)
     if names is not None:
-        return [fold.model(kind or "auto") for fold in _named(run, names)]
-    folds, every = run.fold_folders(), run.fold(ALL)
-    if not folds and not every.exists:
-        return [FoldFolder(path).model(kind or "auto")]
-    complete = [f for f in folds if f.completed]
-    if not complete and every.completed:
+        folds = _named(run, names)
+    elif run.fold_folders() or run.fold(ALL).exists:
+        folds = _complete(run, allow_missing)
+    else:
+        folds = [FoldFolder(path)]
+    return [fold.model(kind or "auto") for fold in folds]
+
+
+def _complete(run: RunFolder, allow_missing: bool) -> list[FoldFolder]:
+    """The complete folds of a run. Raises UserError where some are missing, unless allowed."""
+    complete = [f for f in run.fold_folders() if f.completed]
+    if not complete and run.fold(ALL).completed:
         raise UserError(
-            f"{path}: only the model of all cases is there: use --folds all (in Python"
+            f"{run.path}: only the model of all cases is there: use --folds all (in Python"
             ' folds="all").'
         )
     count = run.fold_count()
     if len(complete) < count and not allow_missing:
         missing = sorted({f"fold_{n}" for n in range(count)} - {f.path.name for f in complete})
         raise UserError(
-            f"{path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or accept"
-            " it with --allow-missing-folds."
+            f"{run.path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or"
+            " accept it with --allow-missing-folds."
         )
     if not complete:
-        raise UserError(f"{path}: no fold is complete.")
-    return [f.model(kind or "auto") for f in complete]
+        raise UserError(f"{run.path}: no fold is complete.")
+    return complete
 
 
 _WITHOUT_FOLDS = "Leave --folds out, or name the run folder: --folds chooses folds of a run."

@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 def fit(job: FoldJob) -> TrainingState:
     """Train one fold to its end, from its newest saved state on.
 
-    Writes the model files best_model (or last_model) and, where weights are averaged, swa_model, and
-    the state.
+    Writes the model files best_model (or last_model) and, where weights are averaged, swa_model,
+    and the state.
 
     Args:
         job: what is trained.

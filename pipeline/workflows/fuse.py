@@ -58,8 +58,8 @@ class Spec:
     Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``,
     ``fold_1``, and its weight. ``run`` may also be a run folder (or a fold of one); then
     ``--input`` says which images it shall predict. It counts as one member: the mean of its folds'
-    probabilities, as in ``pipeline.predict``. ``folds: all`` is ``fold_all``, the one model that was
-    trained on every case.
+    probabilities, as in ``pipeline.predict``. ``folds: all`` is ``fold_all``, the one model of
+    all cases.
     """
     fusion: str = "mean"
     """How predictions are combined.

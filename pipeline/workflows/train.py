@@ -385,13 +385,13 @@ def _train_all(run: TrainingRun, folds: Sequence[FoldName], continue_on_error: b
         with _locked(run.folder):
             logger.info(tables.of_training(summarise(run)))
             write_run_report(run.folder)
-    busy = {
+    unfinished: dict[FoldName, str] = {
         fold: str(error) for fold, error in others.items() if not run.folder.fold(fold).completed
     }
-    for fold, text in busy.items():
+    for fold, text in unfinished.items():
         logger.info(f"Fold {fold} is not complete and was not trained here: {text}")
     logger.info(what_next(run.config, run.folder))
-    return Trained(run=run.folder, failed=failed, busy=busy)
+    return Trained(run=run.folder, failed=failed, busy=unfinished)
 
 
 def _complete_fold(run: TrainingRun, fold: FoldName) -> FoldResult:

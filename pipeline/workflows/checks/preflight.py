@@ -456,8 +456,8 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
         n: [(split.train, "learn from"), (split.val, "validate on")] for n, split in enumerate(plan)
     }
     sides[ALL] = [([c.id for c in found.cases], "learn from")]
-    for fold in (n for n in start.folds if n in sides):
-        for ids, side in sides[fold]:
+    for fold in start.folds:
+        for ids, side in sides.get(fold, ()):
             if set(ids) <= ignored:
                 text = (
                     f"fold {fold} has nothing to {side}: all voxels of its cases are ignored"
