@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
         "patch": {"size": [16, 16], "batch": 2, "per_case": 2},
         "augment": ["flip", {"name": "noise", "options": {"std": 0.05}}],
     },
-    "network": {"name": "sa_unet", "options": {"channels": [4, 8], "keep": 0.8, "block": 3}},
+    "network": {"name": "sa_unet", "options": {"channels": [2, 4], "keep": 0.8, "block": 3}},
     "losses": ["dice", "ce"],
     "metrics": ["dice"],
     "predict": {"overlap": 4},

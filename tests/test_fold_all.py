@@ -245,7 +245,7 @@ def test_a_member_of_an_ensemble(
         fuse.load_spec(spec)
 
 
-@pytest.mark.parametrize("steps", [(2,), (7, 3)])
+@pytest.mark.parametrize("steps", [(4,), pytest.param((7, 3), marks=pytest.mark.slow)])
 def test_a_stopped_fold_all_ends_with_the_same_bits(
     steps: tuple[int, ...],
     averaged: Path,
@@ -253,7 +253,7 @@ def test_a_stopped_fold_all_ends_with_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In its first epoch, and twice."""
+    """In its first epoch of six steps; and twice, in the second and the third."""
     config = config_file(tmp_path, average={"start": 1}, stop={"patience": 1})
     for count in steps:
         stop_after(monkeypatch, count)
