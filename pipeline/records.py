@@ -9,6 +9,7 @@ Data:
     case: one sample of a data set: its image files, its targets and its id.
     group: cases that belong together (a scroll, a patient) and stay on one side of a split.
     fold: one division of the cases into training and held-out cases, and the network trained on it.
+    fold all: the one network that is trained on every case, from which none is held out.
     run: the folder that training writes: resolved config, splits, one folder for each fold.
     role: name of an array of a case: ``image``, a target, or the field of view.
     target: what a network learns to predict, by name (``label``, ``target``): a file of the case,

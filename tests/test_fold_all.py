@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, competition_folder
 from small_runs import (
     CASES,
     config_file,
@@ -20,10 +21,11 @@ from small_runs import (
     stop_after,
     timeless,
 )
+from test_ranks import end, start
 
 import pipeline as pl
 from pipeline import config as configs
-from pipeline import files, networks, predict, report
+from pipeline import files, networks, predict, report, train
 from pipeline.data.loaders import PatchDataset
 from pipeline.files import FileError, lock
 from pipeline.inference import models
@@ -360,3 +362,40 @@ def test_the_function(discs: Path, tmp_path: Path, folds_then_all: tuple[Path, A
     found = pl.train_folds(config, discs, folds="all", out=tmp_path / "run")
     assert fingerprint(found.path / "fold_all") == fingerprint(folds_then_all[0] / "fold_all")
     assert pl.train_folds(config, discs, folds=["all"], out=tmp_path / "run") == found  # type: ignore[list-item]
+
+
+def test_a_fold_is_trained_beside_it(averaged: Path, discs: Path, tmp_path: Path) -> None:
+    """The lock of one does not bar the other."""
+    shutil.copytree(averaged, tmp_path / "run")
+    (tmp_path / "run" / "fold_all" / "result.json").unlink()
+    config = config_file(tmp_path, average={"start": 1}, stop={"patience": 1})
+    (tmp_path / "run" / "fold_0").mkdir()
+    with lock.held(tmp_path / "run" / "fold_0" / lock.NAME):
+        assert run(config, discs, tmp_path / "run", "all") == 0
+    with lock.held(tmp_path / "run" / "fold_all" / lock.NAME):
+        assert run(config, discs, tmp_path / "run", 0) == 0
+    assert RunFolder(tmp_path / "run").completed() == [0]
+    with pytest.raises(pl.UserError, match="fold_1 not complete"):
+        models.find_models(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_it_as_one_does(tmp_path: Path) -> None:
+    """And average by step alike, to the rounding of sums in another order."""
+    data = competition_folder(tmp_path / "data", cases=4)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    changes = ["--fold", "all", "--set", "train.average={start: 1, by: step, decay: 0.9}"]
+    changes += ["network.options.dropout=0", "losses=[{name: dice}]"]
+    changes += ["train.optimizer={name: sgd, options: {lr: 0.1}}"]
+    files_ = tmp_path / "tiny.yaml", data
+    code, out = end(start(*files_, tmp_path / "two", *changes, "data.patch.batch=1"))
+    assert code == 0, out[-3000:]
+    words = ["--config", str(files_[0]), "--data-dir", str(data), "--out", str(tmp_path / "one")]
+    assert train.main([*words, *changes, "data.patch.batch=2"]) == 0
+    for kind in ("last", "swa"):
+        one, two = (
+            models.load_model(RunFolder(tmp_path / n).fold(ALL).model_file(kind)).weights
+            for n in ("one", "two")
+        )
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)

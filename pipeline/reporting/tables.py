@@ -60,10 +60,10 @@ def of_training(summary: Mapping[str, Any]) -> str:
         start = f"{fold['fold']:<12}{fold['status']:<11}"
         for kind, scores in fold["metrics"].items():
             mark = "*" if kind == fold["chosen"] else ""
-            score = fold["score"] if kind != "swa" else None
+            score = fold["score"] if kind == "best" else None
+            epoch = fold["epochs"] if kind == "last" else fold["best_epoch"] + 1
             middle = (
-                f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}"
-                f"{clock(fold['seconds']):>9}{_number(score):>{wide}}"
+                f"{kind + mark:<9}{epoch:>6}{clock(fold['seconds']):>9}{_number(score):>{wide}}"
             )
             lines.append(start + middle + _row(scores, columns))
         if fold["error"]:
