@@ -52,7 +52,7 @@ def test_the_last_weights_are_kept(kept: Path) -> None:
     assert result.best_epoch == min(log, key=lambda r: r["val_loss"])["epoch"]
     assert result.score == min(r["val_loss"] for r in log) == header["best_score"]
     assert result.metrics.keys() == {"last", "swa"} == one.scores().keys()
-    assert result.chosen == held_out.choose(result.metrics)
+    assert result.chosen == held_out.choose({k: dict(v) for k, v in result.metrics.items()})
     assert one.model().name == f"{result.chosen}_model.safetensors" == result.checkpoint
 
 
