@@ -332,7 +332,10 @@ def test_fresh_puts_fold_all_aside(averaged: Path, discs: Path, tmp_path: Path) 
 
 
 def test_a_schedule_without_its_value_is_refused(
-    discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = config_file(tmp_path, schedule={"name": "plateau"})
     for more in ([], ["--dry-run"]):
@@ -342,6 +345,10 @@ def test_a_schedule_without_its_value_is_refused(
         assert "poly" in told.out + told.err
     assert not (tmp_path / "run").exists()
     assert run(config, discs, tmp_path / "run", 0, "--dry-run") == 0
+    # One that only its own optimiser knows, as of a plugin or of an old run.
+    monkeypatch.setattr("pipeline.workflows.checks.places._unmonitored", lambda *_: ())
+    assert run(config, discs, tmp_path / "run", "all") == 1
+    assert "fold all holds no case out" in capsys.readouterr().out
 
 
 def test_a_dry_run_and_names(

@@ -109,7 +109,11 @@ def train_guarded(run: TrainingRun, fold: FoldName) -> FoldResult:
         if run.context.is_main:
             files.write_text(folder.error_file, traceback.format_exc())
         result = FoldResult(
-            fold=fold, status="failed", error=text, seconds=time.monotonic() - began
+            fold=fold,
+            status="failed",
+            chosen=kept_weights(run.config, fold),
+            error=text,
+            seconds=time.monotonic() - began,
         )
     else:
         best = f"best epoch {result.best_epoch + 1}, " if result.best_epoch >= 0 else ""
