@@ -28,6 +28,8 @@ class Rule:
 
 Index = Annotated[int, Rule(lambda value: 0 <= value < 10**6, "from 0 to 999,999")]
 """Number of a fold."""
+FoldName = Index | Literal["all"]
+"""Number of a fold, or ``all``: the model of all cases."""
 
 Channels = Annotated[int, Rule(lambda value: 1 <= value <= 2**16, "from 1 to 65,536")]
 """Number of channels."""
@@ -56,13 +58,13 @@ class Result(TypedDict):
     Scores are by model and case.
     """
 
-    fold: Index
+    fold: FoldName
     status: Literal["completed", "failed", "stopped"]
     best_epoch: int
     score: float | None
     metrics: dict[str, Scores]
     checkpoint: str | None
-    chosen: Literal["best", "swa"]
+    chosen: Literal["best", "swa", "last"]
     epochs: int
     seconds: float
     error: str | None
@@ -141,6 +143,16 @@ class FoldRow(TypedDict):
     error: NotRequired[str | None]
 
 
+class AllCases(TypedDict):
+    """The model of all cases in a run's ``summary.json``; no case is held out to score it."""
+
+    status: str
+    epochs: NotRequired[int | None]
+    seconds: NotRequired[float | None]
+    chosen: NotRequired[str]
+    error: NotRequired[str | None]
+
+
 class ScoredCase(TypedDict):
     """A held-out case in a run's ``summary.json``."""
 
@@ -157,6 +169,7 @@ class RunSummary(TypedDict):
     monitor: NotRequired[str]
     decision: NotRequired[str]
     folds: NotRequired[list[FoldRow]]
+    all_cases: NotRequired[AllCases]
     out_of_fold: NotRequired[Scores]
     pooled: NotRequired[Scores]
     baselines: NotRequired[dict[str, Scores]]
@@ -516,7 +529,7 @@ class ModelHeader(TypedDict):
 
     config: dict[str, Any]
     channels: Annotated[list[Channels], Rule(lambda value: len(value) == 2, "of two numbers")]
-    fold: int
+    fold: int | Literal["all"]
     epoch: int
     score: float | None
     kind: str

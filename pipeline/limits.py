@@ -80,7 +80,7 @@ def problems(config: Config) -> Iterator[Problem]:
     """
     for key, most in COUNTS.items():
         value = _value(config, key)
-        if value > most:
+        if value is not None and value > most:
             yield Problem(f"{key} is {value}, must be at most {most}.", (key,))
     yield from _sizes(config)
     yield from _lists(config)

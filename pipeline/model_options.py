@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
+from pipeline.records import ALL, FoldName
+
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
     """Add these options to a parser.
@@ -21,6 +23,14 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="run folder (all folds), fold folder, or model file",
+    )
+    p.add_argument(
+        "--folds",
+        type=fold,
+        nargs="+",
+        metavar="N",
+        help="which folds of the run, e.g. 0 1; all: the one model of all cases; default: every"
+        " finished fold",
     )
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     p.add_argument(
@@ -78,7 +88,7 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--model",
-        choices=["auto", "best", "swa"],
+        choices=["auto", "best", "swa", "last"],
         help="which weights of a fold; auto: the better on its held-out cases",
     )
     p.add_argument(
@@ -86,6 +96,30 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="predict with a run whose folds are not all complete",
     )
+
+
+def fold(text: str) -> FoldName:
+    """Type of options that name folds.
+
+    Args:
+        text: a whole number, or ``all``.
+
+    Returns:
+        The number, or ``all``.
+
+    Raises:
+        argparse.ArgumentTypeError: for another text.
+
+    Example:
+        >>> fold("3"), fold("all")
+        (3, 'all')
+    """
+    try:
+        return ALL if text == ALL else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no fold: give its number, or all: the one model of all cases"
+        ) from None
 
 
 def _halo(text: str) -> int | Literal["auto"]:

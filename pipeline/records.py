@@ -9,6 +9,7 @@ Data:
     case: one sample of a data set: its image files, its targets and its id.
     group: cases that belong together (a scroll, a patient) and stay on one side of a split.
     fold: one division of the cases into training and held-out cases, and the network trained on it.
+    fold all: the one network that is trained on every case, from which none is held out.
     run: the folder that training writes: resolved config, splits, one folder for each fold.
     role: name of an array of a case: ``image``, a target, or the field of view.
     target: what a network learns to predict, by name (``label``, ``target``): a file of the case,
@@ -51,7 +52,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,12 @@ MILLIMETRES = {
     "inch": 25.4, "in": 25.4,
 }  # fmt: skip
 """Millimetres in a unit of length, by its names in OME-XML, OME-Zarr and ImageJ, in lower case."""
+
+ALL: Literal["all"] = "all"
+"""Fold of the one model that is trained on every case; nothing is held out from it."""
+
+FoldName: TypeAlias = int | Literal["all"]
+"""Number of a fold, or :data:`ALL`."""
 
 METRICS_VERSION = 2
 """Raised when a score changes its meaning.
@@ -134,6 +141,22 @@ def printable(text: str) -> str:
         for name in sorted((n for n in _two_lines if n in text), key=len, reverse=True):
             text = text.replace(name, name.replace("\n", "\\n"))
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def seed_number(fold: FoldName) -> int:
+    """The number of a fold in seeds.
+
+    Args:
+        fold: its number, or ``all``.
+
+    Returns:
+        The number; -1 for ``all``, which no fold has.
+
+    Example:
+        >>> seed_number(3), seed_number("all")
+        (3, -1)
+    """
+    return -1 if isinstance(fold, str) else fold
 
 
 class UserError(Exception):
@@ -224,17 +247,23 @@ class Geometry:
 class FoldResult:
     """Outcome of training one fold."""
 
-    fold: int
+    fold: FoldName
     status: Literal["completed", "failed", "stopped"]
     best_epoch: int = -1
     """Epoch of the best monitored value, counted from 0; -1: none."""
     score: float | None = None
     """The monitored value of that epoch; None: there is none."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Mean out-of-fold metrics of each model: ``{"best": {...}, "swa": {...}}``."""
+    """Mean out-of-fold metrics of each model: ``{"best": {...}, "swa": {...}}``.
+
+    ``last`` in place of ``best`` with ``train.keep: last``; empty for fold ``all``.
+    """
     checkpoint: str = ""
     chosen: str = "best"
-    """Kind of the model that is better on the held-out cases: ``best`` or ``swa``."""
+    """Kind of the model that is better on the held-out cases: ``best`` (or ``last``) or ``swa``.
+
+    Of fold ``all``, which has none, ``swa`` where weights were averaged, else ``last``.
+    """
     epochs: int = 0
     """Epochs that were trained."""
     seconds: float = 0.0
@@ -247,9 +276,17 @@ class Member:
 
     run: Path
     """A run folder, or a folder of soft predictions."""
-    folds: tuple[int, ...] = ()
-    """Numbers of the ``fold_N`` that take part; empty: all of a run, or the folder itself."""
+    folds: tuple[int, ...] | Literal["all"] = ()
+    """Numbers of the ``fold_N`` that take part; empty: all of a run, or the folder itself.
+
+    ``all``: ``fold_all``, the one model that was trained on every case.
+    """
     weight: float = 1.0
+
+    @property
+    def fold_names(self) -> tuple[FoldName, ...]:
+        """The folds that are named; ``("all",)`` where ``folds`` is ``all``."""
+        return (self.folds,) if isinstance(self.folds, str) else self.folds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +297,7 @@ class Checkpoint:
     """The resolved config as nested dicts."""
     channels: tuple[int, int]
     """Input and output channels, which follow from the data and not from the config."""
-    fold: int
+    fold: FoldName
     epoch: int
     score: float | None
     weights: Mapping[str, torch.Tensor]

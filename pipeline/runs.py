@@ -6,9 +6,11 @@
       environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json
       report.html  store/  tuning/
       fold_N/
-        best_model.safetensors  swa_model.safetensors  checkpoint_latest/
-        result.json  error.txt  log.jsonl
+        best_model.safetensors (train.keep: last: last_model)  swa_model.safetensors
+        checkpoint_latest/  result.json  error.txt  log.jsonl
         oof/ID.tif  oof/soft/ID.npy  oof/work/
+      fold_all/                      the one model of all cases: as fold_N, without oof/
+        last_model.safetensors  swa_model.safetensors
       plugins/
         plugins.json  NAME.py
 """
@@ -32,7 +34,7 @@ from pipeline import documents, files, plugins
 from pipeline.config import Config, Problem, difference, dump, load, numbers, read_yaml, to_dict
 from pipeline.files import lock
 from pipeline.plugins import Plugin
-from pipeline.records import METRICS_VERSION, FoldResult, UserError
+from pipeline.records import ALL, METRICS_VERSION, FoldName, FoldResult, UserError
 
 HARMLESS = (
     "data.root",
@@ -63,7 +65,11 @@ WRITTEN = (
 BESIDE = (lock.NAME, "store", "slurm")
 """What a folder may hold before there is a run: a lock, a cache, the logs of a scheduler."""
 
-MODELS = {"best": "best_model.safetensors", "swa": "swa_model.safetensors"}
+MODELS = {
+    "best": "best_model.safetensors",
+    "last": "last_model.safetensors",
+    "swa": "swa_model.safetensors",
+}
 """Model files of a fold by the kind of their weights."""
 
 PACKAGES = (
@@ -85,7 +91,7 @@ MOST_CHANGES = 20
 
 @dataclass(frozen=True, slots=True)
 class FoldFolder:
-    """``RUN/fold_N``: the files of one fold, read when they are needed."""
+    """``RUN/fold_N`` or ``RUN/fold_all``: the files of one fold, read when they are needed."""
 
     path: Path
 
@@ -141,7 +147,7 @@ class FoldFolder:
         """Path of a model file, whether it exists or not.
 
         Args:
-            kind: ``best`` or ``swa``.
+            kind: ``best``, ``last`` or ``swa``.
 
         Returns:
             The path.
@@ -193,7 +199,8 @@ class FoldFolder:
         """The model file that represents the fold.
 
         Args:
-            kind: ``best``, ``swa``, or ``auto``: the one that was better on the held-out cases.
+            kind: ``best``, ``last``, ``swa``, or ``auto``: the one that was better on the held-out
+                cases.
 
         Returns:
             An existing path.
@@ -208,7 +215,9 @@ class FoldFolder:
                 " of a run?"
             )
         result = self.result() if kind == "auto" else None
-        wanted = kind if kind != "auto" else (result.chosen if result is not None else "best")
+        kept = "last" if "last" in present else "best"
+        done = result is not None and result.status == "completed"
+        wanted = kind if kind != "auto" else (result.chosen if result and done else kept)
         if wanted not in present:
             have = ", ".join(present)
             raise UserError(
@@ -290,7 +299,8 @@ class FoldFolder:
             "is no result of a fold",
         )
         number = self.path.name.removeprefix("fold_")
-        if number.isdecimal() and number.isascii() and self.path.name != f"fold_{data['fold']}":
+        named = number == ALL or (number.isdecimal() and number.isascii())
+        if named and self.path.name != f"fold_{data['fold']}":
             problem = f"fold is {data['fold']}, but it lies in {self.path.name}"
             raise files.FileError(
                 path,
@@ -402,11 +412,11 @@ class RunFolder:
         """
         return sorted(self.path.glob("fold_*"))
 
-    def fold(self, number: int) -> FoldFolder:
+    def fold(self, number: FoldName) -> FoldFolder:
         """The folder of a fold, whether it exists or not.
 
         Args:
-            number: of the fold, from 0.
+            number: of the fold, from 0; ``"all"``: that of the one model of all cases.
 
         Returns:
             The folder.
@@ -417,7 +427,7 @@ class RunFolder:
         """Existing folders ``fold_*``, by number; those without a number come first.
 
         Returns:
-            The folders.
+            The folders, ``fold_all`` not among them: it is no part of the cross-validation.
         """
 
         def number(path: Path) -> tuple[int, str]:
@@ -429,6 +439,7 @@ class RunFolder:
         return [
             FoldFolder(p)
             for p in sorted((p for p in self.path.glob("fold_*") if os.path.isdir(p)), key=number)
+            if p.name != f"fold_{ALL}"
         ]
 
     # --- contents ---
@@ -791,22 +802,26 @@ def fold_of(answers: Path) -> tuple[RunFolder, int] | None:
     return (run, int(number)) if known else None
 
 
-def present(folds: Container[int], names: Iterable[str]) -> list[int]:
+def present(folds: Container[FoldName], names: Iterable[str]) -> list[FoldName]:
     """Find the folds that have a folder.
 
     Args:
-        folds: numbers; a mistyped count may ask for millions, which are not visited one by one.
-        names: names of folders, of which ``fold_N`` count.
+        folds: numbers, or ``all``; a mistyped count may ask for millions, which are not visited one
+            by one.
+        names: names of folders, of which ``fold_N`` and ``fold_all`` count.
 
     Returns:
-        Sorted numbers.
+        Sorted numbers, then ``all``.
 
     Example:
         >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
         [2, 10]
     """
+    names = set(names)
     numbers = {int(name[5:]) for name in names if re.fullmatch(r"fold_(0|[1-9][0-9]{0,8})", name)}
-    return sorted(n for n in numbers if n in folds)
+    # A range would compare its numbers with the text one by one.
+    every = f"fold_{ALL}" in names and not isinstance(folds, range) and ALL in folds
+    return [*sorted(n for n in numbers if n in folds), *((ALL,) if every else ())]
 
 
 def whole_numbers(given: Any, what: str) -> tuple[int, ...]:
@@ -837,6 +852,41 @@ def whole_numbers(given: Any, what: str) -> tuple[int, ...]:
         raise UserError(f"{what} is {given!r}; give whole numbers, such as [0, 1].") from None
     if len(set(found)) < len(found):
         raise UserError(f"{what} is {list(found)}; name each once.")
+    return found
+
+
+def fold_names(given: Any, what: str = "folds") -> tuple[FoldName, ...] | None:
+    """Convert what a user asked for to folds.
+
+    Args:
+        given: numbers, one number, ``"all"`` or ``["all"]``: the one model of all cases; None.
+        what: name of the argument, for messages.
+
+    Returns:
+        Numbers in their order, or ``("all",)``; None for None.
+
+    Raises:
+        UserError: for anything else, and where none is named.
+
+    Example:
+        >>> fold_names([0, 2]), fold_names("all"), fold_names(None)
+        ((0, 2), ('all',), None)
+    """
+    if given is None:
+        return None
+    if isinstance(given, str) and given == ALL:
+        return (ALL,)
+    if isinstance(given, list | tuple) and any(isinstance(n, str) and n == ALL for n in given):
+        if len(given) > 1:
+            shown = " ".join(map(str, given))
+            raise UserError(
+                f"{what} is {shown}; all, the one model of all cases, stands alone. Name it, or"
+                " numbers."
+            )
+        return (ALL,)
+    found = whole_numbers(given, what)
+    if not found:
+        raise UserError(f"{what}: none is named. Name some, or leave it out to take them all.")
     return found
 
 

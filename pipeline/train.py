@@ -9,6 +9,9 @@ Several such commands may work on one run at the same time, on one host or many,
 folds: a fold belongs to the process that trains it, and the run folder to one process at a time
 while it is prepared and summed up.
 
+``--fold all`` trains one model on every case instead, into ``RUN/fold_all``: all epochs, nothing
+held out and nothing scored. It predicts with ``pipeline.predict --folds all``.
+
 Under torchrun the ranks train one fold together; the first of them prepares, writes and logs::
 
     torchrun --standalone --nproc-per-node 4 -m pipeline.train \
@@ -21,8 +24,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import cli
-from pipeline.records import DONE, FAILED
+from pipeline import cli, model_options
+from pipeline.records import DONE, FAILED, FoldName
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +41,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--data-dir", type=Path, help="data set folder; default: data.root of the config"
     )
-    p.add_argument("--fold", type=int, default=-1, help="-1: all folds in order; N: only fold N")
+    p.add_argument(
+        "--fold",
+        type=model_options.fold,
+        default=-1,
+        metavar="N|all",
+        help="-1: all folds in order; N: only fold N; all: one model on every case, not scored",
+    )
     p.add_argument("--out", type=Path, help="run folder; default: runs/NAME")
     p.add_argument(
         "--continue-on-error", action="store_true", help="go on with the next fold when one fails"
@@ -81,7 +90,7 @@ def train(
     *,
     config: Path,
     data_dir: Path | None,
-    fold: int,
+    fold: FoldName,
     out: Path | None,
     continue_on_error: bool,
     dry_run: bool,
@@ -94,7 +103,7 @@ def train(
     Args:
         config: YAML file of the system.
         data_dir: folder of the data set; None: ``data.root`` of the config.
-        fold: number of the fold; -1: all folds in order.
+        fold: number of the fold; -1: all folds in order; ``all``: one model on every case.
         out: run folder; None: ``runs/NAME``.
         continue_on_error: go on with the next fold when one fails.
         dry_run: check config and data and print every fault, but start nothing.

@@ -60,6 +60,8 @@ requeue() {  # before the exit: a job that has failed would release those that d
 
 complete() {  # whether every fold of RUN is complete; ends the job where they are not, or puts it back while they are still at work
     local missing
+    # pipeline.predict itself refuses named folds that are not complete
+    [[ -n ${SPEC:-} || " ${PREDICT_OPTIONS:-} " != *" --folds "* ]] || return 0
     missing=$(PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" python slurm/missing_folds.py "$RUN") || return 2
     [[ -n $missing ]] || return 0
     if [[ -n ${TRAIN_JOB:-} && -n $(squeue --noheader --jobs "$TRAIN_JOB" 2>/dev/null) ]]; then

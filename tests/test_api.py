@@ -215,11 +215,11 @@ def test_threads_are_given_back(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"folds": "all"}, "trained on all cases"),
+        ({"folds": "all"}, "is no run folder"),
         ({"threads": 0}, "at least 1 thread"),
         ({"device": "gpu"}, "none of auto, cpu, cuda"),
         ({"device": "cuda:99"}, "CUDA"),
-        ({"folds": [0]}, "neither best_model"),
+        ({"folds": [0]}, "is no run folder"),
         ({"patch_size": [0]}, "Enlarge the patch"),
     ],
 )

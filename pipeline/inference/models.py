@@ -24,7 +24,7 @@ from pipeline.config import Config, ConfigError, difference, from_dict, to_dict
 from pipeline.data import normalise
 from pipeline.files.documents import problem as documents_problem
 from pipeline.networks import outline as outlines
-from pipeline.records import Checkpoint, UserError
+from pipeline.records import ALL, Checkpoint, FoldName, UserError
 from pipeline.runs import FoldFolder, RunFolder
 from pipeline.tasks import TASKS
 
@@ -103,7 +103,7 @@ def load_model(path: Path, own: bool = True) -> Checkpoint:
     if problem is not None:
         raise CheckpointError(
             f"{path}: {problem}. Its training diverged, or the file was damaged: take another model"
-            " of the run (--model best or swa, another fold, an epoch kept before), copy it again,"
+            " of the run (--model, another fold, an epoch kept before), copy it again,"
             " or train it again, e.g. with a lower learning rate."
         )
     return model
@@ -392,14 +392,20 @@ ALIKE = ("data.normalise", "data.classes", "data.regions", "data.dims", "task", 
 """Config keys in which the networks of an ensemble agree."""
 
 
-def find_models(path: Path, kind: str | None = None, allow_missing: bool = False) -> list[Path]:
+def find_models(
+    path: Path,
+    kind: str | None = None,
+    allow_missing: bool = False,
+    names: Sequence[FoldName] | None = None,
+) -> list[Path]:
     """Find the model files of a run folder, a fold folder or a file.
 
     Args:
         path: the folder or file.
-        kind: ``best`` or ``swa``; ``auto`` or None: of each fold the one that was better on its
-            held-out cases.
+        kind: ``best``, ``last`` or ``swa``; ``auto`` or None: of each fold the one that was better
+            on its held-out cases.
         allow_missing: accept a run of which some folds are not complete.
+        names: which folds of a run; ``all``: the one model of all cases; None: every complete fold.
 
     Returns:
         Model files, one for each fold.
@@ -414,6 +420,8 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
         )
         raise UserError(f"--checkpoint {path}: {reason}. {suggestion}")
     if os.path.isfile(path):
+        if names is not None:
+            raise UserError(f"--checkpoint {path}: is one model. {_WITHOUT_FOLDS}")
         return [path]
     if not os.path.isdir(path):
         raise UserError(
@@ -425,20 +433,51 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
             f"--checkpoint {path}: the folder may not be read. Give this user the right to read it."
         )
     run = RunFolder(path)
-    folds = run.fold_folders()
-    if not folds:
-        return [FoldFolder(path).model(kind or "auto")]
-    complete = [f for f in folds if f.completed]
+    if names is not None:
+        folds = _named(run, names)
+    elif run.fold_folders() or run.fold(ALL).exists:
+        folds = _complete(run, allow_missing)
+    else:
+        folds = [FoldFolder(path)]
+    return [fold.model(kind or "auto") for fold in folds]
+
+
+def _complete(run: RunFolder, allow_missing: bool) -> list[FoldFolder]:
+    """The complete folds of a run. Raises UserError where some are missing, unless allowed."""
+    complete = [f for f in run.fold_folders() if f.completed]
+    if not complete and run.fold(ALL).completed:
+        raise UserError(
+            f"{run.path}: only the model of all cases is there: use --folds all (in Python"
+            ' folds="all").'
+        )
     count = run.fold_count()
     if len(complete) < count and not allow_missing:
         missing = sorted({f"fold_{n}" for n in range(count)} - {f.path.name for f in complete})
         raise UserError(
-            f"{path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or accept"
-            " it with --allow-missing-folds."
+            f"{run.path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or"
+            " accept it with --allow-missing-folds."
         )
     if not complete:
-        raise UserError(f"{path}: no fold is complete.")
-    return [f.model(kind or "auto") for f in complete]
+        raise UserError(f"{run.path}: no fold is complete.")
+    return complete
+
+
+_WITHOUT_FOLDS = "Leave --folds out, or name the run folder: --folds chooses folds of a run."
+
+
+def _named(run: RunFolder, names: Sequence[FoldName]) -> list[FoldFolder]:
+    """The folds of a run that were asked for. Raises UserError where one is not complete."""
+    folds = [run.fold(name) for name in names]
+    if not (run.exists or run.fold_folders() or run.fold(ALL).exists):
+        raise UserError(f"--checkpoint {run.path}: is no run folder. {_WITHOUT_FOLDS}")
+    missing = [name for name, fold in zip(names, folds, strict=True) if not fold.completed]
+    if missing:
+        listed = ", ".join(f"fold_{name}" for name in missing)
+        raise UserError(
+            f"{run.path}: {listed} not complete. Train to the end with pipeline.train ... --fold"
+            f" {missing[0]}, or name others with --folds."
+        )
+    return folds
 
 
 def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pipeline import postprocess
 from pipeline.config import Config, Predict, plain, structure
-from pipeline.runs import FoldFolder, RunFolder
+from pipeline.records import FoldName
+from pipeline.runs import FoldFolder, RunFolder, fold_names
 from pipeline.tasks import TASKS
 
 
@@ -38,8 +39,9 @@ class ModelOptions:
         separate_instances: label touching objects separately.
         tta: average over all flips.
         scales: average over tiles resized by these factors.
-        model: which weights of a fold: ``best``, ``swa``, ``auto``.
+        model: which weights of a fold: ``best``, ``swa``, ``last``, ``auto``.
         allow_missing_folds: accept a run whose folds are not all complete.
+        folds: which folds of a run; ``all``: the one model of all cases; None: every finished fold.
 
     Example:
         >>> ModelOptions(checkpoint="runs/demo", scales=1.25).scales
@@ -64,6 +66,7 @@ class ModelOptions:
     scales: Sequence[float] | None = None
     model: str | None = None
     allow_missing_folds: bool = False
+    folds: Sequence[FoldName] | FoldName | None = None
 
     def __post_init__(self) -> None:
         given = self.checkpoint
@@ -72,6 +75,7 @@ class ModelOptions:
             "checkpoint",
             given.path if isinstance(given, RunFolder | FoldFolder) else Path(given),
         )
+        object.__setattr__(self, "folds", fold_names(self.folds))
         if isinstance(self.scales, int | float):
             object.__setattr__(self, "scales", (float(self.scales),))
 

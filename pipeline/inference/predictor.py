@@ -47,7 +47,7 @@ from pipeline.inference.stitching import warning, with_halo
 from pipeline.inference.writing import decided
 from pipeline.progress import bars_shown, progress_steps
 from pipeline.records import UserError
-from pipeline.runs import FoldFolder, RunFolder, whole_numbers
+from pipeline.runs import FoldFolder, RunFolder, fold_names
 from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ class Predictor:
 
         Args:
             path: run folder, fold folder or model file.
-            folds: which folds of a run; None: every finished one. ``"all"`` means the one model
-                trained on all cases.
+            folds: which folds of a run; None: every finished one; ``"all"``: the one model trained
+                on all cases.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several of them share the tiles of each
                 volume, and the result has the bits of one of them where they compute alike.
             flips: average over all flips; None: as the model's config says.
@@ -122,37 +122,28 @@ class Predictor:
             ...
             pipeline.records.UserError: --checkpoint nowhere: ...
         """
-        if isinstance(folds, str) and folds == "all":
-            raise UserError(
-                'folds="all" means the one model that was trained on all cases, which no run holds'
-                " yet. Use folds=None."
-            )
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise UserError(f"threads is {threads}; at least 1 thread is needed, or None.")
-        numbers = None if folds is None else whole_numbers(folds, "folds")
-        if numbers == ():
-            raise UserError(
-                "folds: none is named. Name some, or leave it out to take every finished one."
-            )
         names = ",".join(map(str, device)) if isinstance(device, list | tuple) else str(device)
         if "tta" in options:
             raise TypeError(
                 "Predictor.load takes flips, not tta: flips=True averages over all flips."
             )
-        known = {f.name for f in dataclasses.fields(ModelOptions)} - {"checkpoint", "device", "tta"}
+        own = {"checkpoint", "device", "tta", "folds"}
+        known = {f.name for f in dataclasses.fields(ModelOptions)} - own
         if unknown := sorted(set(options) - known):
             raise TypeError(
                 f"Predictor.load takes no {', '.join(unknown)}; further options are"
                 f" {', '.join(sorted(known))}."
             )
         wanted = ModelOptions(
-            **{"allow_missing_folds": True, **options}, checkpoint=path, device=names, tta=flips
+            **{"allow_missing_folds": True, **options},
+            checkpoint=path,
+            folds=folds,
+            device=names,
+            tta=flips,
         )
-        # By now the checkpoint is a path.
-        run = RunFolder(wanted.checkpoint)  # type: ignore[arg-type]
-        kind = wanted.model or "auto"
-        paths = None if numbers is None else [run.fold(n).model(kind) for n in numbers]
-        return dataclasses.replace(prepare(wanted, paths), threads=threads, progress=progress)
+        return dataclasses.replace(prepare(wanted), threads=threads, progress=progress)
 
     def __repr__(self) -> str:
         """Short, since notebooks show it."""
@@ -416,7 +407,8 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     backends.check(options.backend, device_names[0])
     if paths is None:
         checkpoint = Path(options.checkpoint)  # type: ignore[arg-type] - made one when it was set
-        paths = find_models(checkpoint, options.model, options.allow_missing_folds)
+        folds = fold_names(options.folds)
+        paths = find_models(checkpoint, options.model, options.allow_missing_folds, folds)
     networks, config = load_models(paths)
     header = load_header(paths[0])
     config = options.over(config)

@@ -12,7 +12,7 @@ from pipeline.config import ConfigError
 from pipeline.metrics import better
 from pipeline.metrics.frames import SUFFIXES
 from pipeline.metrics.names import display, from_json, key_names, of_class
-from pipeline.records import UserError
+from pipeline.records import ALL, FoldName, UserError
 from pipeline.reporting.page import finite
 from pipeline.runs import FoldFolder, RunFolder
 
@@ -29,7 +29,7 @@ class Run:
         summary: its summary.json.
         config: its config.yaml, as it is in the file.
         cases: its cases.json.
-        logs: epochs by fold.
+        logs: epochs by fold, and by ``all``.
         gaps: what is missing, in words.
     """
 
@@ -37,7 +37,7 @@ class Run:
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     cases: Mapping[str, Any]
-    logs: Mapping[int, list[dict[str, Any]]]
+    logs: Mapping[FoldName, list[dict[str, Any]]]
     gaps: list[str] = field(default_factory=list)
 
     @property
@@ -76,7 +76,7 @@ def load(folder: Path) -> Run:
         summary=summary,
         config=_config(run_folder, gaps),
         cases=_listing(run_folder, gaps),
-        logs={f["fold"]: _log(run_folder.fold(f["fold"]), gaps) for f in summary.get("folds", ())},
+        logs={name: _log(run_folder.fold(name), gaps) for name in _logged(summary)},
         gaps=gaps,
     )
     absent = set(range(option(run, "data", "folds", "count") or 0)) - set(run.logs)
@@ -86,9 +86,20 @@ def load(folder: Path) -> Run:
         for f in folds_of(run)
         if f["status"] != "completed"
     )
+    every = summary.get("all_cases") or {}
+    if every.get("status", "completed") != "completed":
+        gaps.append(f"fold {ALL} {every['status']}: {every.get('error') or 'no reason given'}")
     if not run.baselines and summary.get("task") != "image":
         gaps.append("no baseline scores")
     return run
+
+
+def _logged(summary: Mapping[str, Any]) -> list[FoldName]:
+    """Folds that have a log: those with a result, and the model of all cases."""
+    return [
+        *(f["fold"] for f in summary.get("folds", ())),
+        *([ALL] if "all_cases" in summary else []),
+    ]
 
 
 def _config(folder: RunFolder, gaps: list[str]) -> Mapping[str, Any]:

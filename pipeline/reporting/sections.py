@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import files
 from pipeline.metrics.frames import SUFFIXES
 from pipeline.metrics.names import of_class
+from pipeline.records import ALL
 from pipeline.reporting.charts import chart, dots, histogram
 from pipeline.reporting.page import DASH, Safe, clock, escape, number, section, table
 from pipeline.reporting.runs import (
@@ -42,6 +43,7 @@ def headline(run: Run) -> str:
         f"{len(run.scored)} held-out cases",
         f"{done} of {max(len(folds), option(run, 'data', 'folds', 'count') or 0)} folds completed",
         f"trained for {clock(sum(f.get('seconds') or 0 for f in folds))}",
+        *_all_cases(run),
     ]
     gaps = "".join(f"<li>{escape(g)}</li>" for g in run.gaps)
     missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
@@ -51,6 +53,15 @@ def headline(run: Run) -> str:
         f"<p>{escape(' · '.join(facts))}</p>"
         f'<div class="tiles">{tiles}</div>{missing}</header>\n'
     )
+
+
+def _all_cases(run: Run) -> list[str]:
+    """What is said of the model of all cases, where there is one."""
+    every = run.summary.get("all_cases")
+    if not every:
+        return []
+    spent = f", {clock(every['seconds'])}" if every.get("seconds") else ""
+    return [f"one model of all cases: {every['status']}, not scored{spent}"]
 
 
 def _tile(run: Run, metric: str) -> str:
@@ -282,7 +293,8 @@ def curves(run: Run) -> str:
     if not any(run.logs.values()):
         return section("Curves", note="No fold left a log.")
     rows = []
-    for fold in folds_of(run):
+    every = [{"fold": ALL}] if "all_cases" in run.summary else []
+    for fold in [*folds_of(run), *every]:
         log = run.logs.get(fold["fold"], [])
         if not log:
             rows.append(f"<h3>fold {fold['fold']}</h3><p>No log.</p>")

@@ -61,9 +61,9 @@ def of_training(summary: Mapping[str, Any]) -> str:
         for kind, scores in fold["metrics"].items():
             mark = "*" if kind == fold["chosen"] else ""
             score = fold["score"] if kind == "best" else None
+            epoch = fold["epochs"] if kind == "last" else fold["best_epoch"] + 1
             middle = (
-                f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}"
-                f"{clock(fold['seconds']):>9}{_number(score):>{wide}}"
+                f"{kind + mark:<9}{epoch:>6}{clock(fold['seconds']):>9}{_number(score):>{wide}}"
             )
             lines.append(start + middle + _row(scores, columns))
         if fold["error"]:
@@ -73,6 +73,7 @@ def of_training(summary: Mapping[str, Any]) -> str:
         f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>25}{'':>{wide}}"
         + _row(summary["out_of_fold"], columns)
     )
+    lines += _all_cases(summary)
     if "pooled" in summary:
         lines.append(
             f"{'out of fold, all pixels pooled':<{margin}}" + _row(summary["pooled"], columns)
@@ -93,6 +94,16 @@ def of_training(summary: Mapping[str, Any]) -> str:
             RULE,
         ]
     )
+
+
+def _all_cases(summary: Mapping[str, Any]) -> list[str]:
+    """The line of the model of all cases, where there is one; it has no scores."""
+    every = summary.get("all_cases")
+    if every is None:
+        return []
+    facts = f"{every['epochs']:>6}{clock(every['seconds']):>9}  no case is held out to score it"
+    weights = f"{every['chosen'] + '*':<9}" if every["status"] == "completed" else " " * 9
+    return [f"{'all':<12}{every['status']:<11}{weights}" + (every["error"] or facts)]
 
 
 def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:

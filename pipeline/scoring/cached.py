@@ -54,7 +54,7 @@ PRESENT = Scoring()
 
 
 def case_metrics(config: Config) -> tuple[NamedOptions, ...]:
-    """Metrics of whole cases; the first one chooses between best and averaged weights.
+    """Metrics of whole cases; the first one chooses between the kept and the averaged weights.
 
     Args:
         config: config of the run.

@@ -226,21 +226,21 @@ def choose(means: Mapping[str, Scores]) -> str:
     """Choose the better weights of a fold by the first metric.
 
     Args:
-        means: mean scores of ``best`` and ``swa``.
+        means: mean scores of ``best`` (or ``last``) and, where weights were averaged, ``swa``.
 
     Returns:
-        ``best`` or ``swa``; ``best`` when equal.
+        One of them; not ``swa`` when equal.
 
     Example:
         >>> choose({"best": {"dice": 0.8}, "swa": {"dice": 0.9}})
         'swa'
     """
-    metric = next(iter(means["best"]))
+    metric = next(iter(next(iter(means.values()))))
     sign = 1 if better(metric) == "higher" else -1
     return max(
         means,
         key=lambda kind: (
             sign * means[kind][metric] if math.isfinite(means[kind][metric]) else -math.inf,
-            kind == "best",
+            kind != "swa",
         ),
     )

@@ -1,4 +1,4 @@
-"""Averaged weights (SWA, EMA) over the last epochs: their epochs, learning rate and model file.
+"""Averaged weights (SWA, EMA) over epochs or steps: which, learning rate and model file.
 
 Source: SWA, Izmailov et al., UAI 2018; torch.optim.swa_utils does the averaging.
 """
@@ -19,16 +19,30 @@ from pipeline.training.validation import validate
 
 
 def is_averaging(config: Config, epoch: int) -> bool:
-    """Whether the weights at the end of an epoch enter the average.
+    """Whether the weights of an epoch enter the average: at its end, or after each of its steps.
 
     Args:
-        config: ``train.average.start`` is the first epoch that does.
+        config: ``train.average.start`` is the first epoch whose weights do.
         epoch: counted from 0.
 
     Returns:
         False where the config has no average.
     """
     return config.train.average is not None and epoch >= config.train.average.start
+
+
+def averages_steps(config: Config, epoch: int) -> bool:
+    """Whether the weights after each optimiser step of an epoch enter the average.
+
+    Args:
+        config: ``train.average.by`` and ``start``.
+        epoch: counted from 0.
+
+    Returns:
+        False where only the weights at the end of epochs do.
+    """
+    average = config.train.average
+    return average is not None and average.by == "step" and is_averaging(config, epoch)
 
 
 def averaging_rate(config: Config) -> float | None:
@@ -46,12 +60,14 @@ def averaging_rate(config: Config) -> float | None:
 def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
     """Recompute BatchNorm statistics of the averaged network, validate it, and write ``swa_model``.
 
+    Without held-out cases nothing is validated.
+
     Args:
         job: what is trained.
         state: after its last epoch.
 
     Returns:
-        Validation values of the averaged weights; empty where nothing was averaged.
+        Validation values of the averaged weights; empty where nothing was averaged or validated.
     """
     average = state.average
     if average is None or int(average.n_averaged) == 0:
@@ -61,8 +77,9 @@ def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         set_training_progress(average, state.epoch - 1, job.config.train.epochs)
         update_bn(_training_images(job, state.epoch), average)
-    values = dict(validate(job, average.module).values)
-    score = values[job.config.train.stop.monitor]
+    held_out = job.val_loader is not None
+    values = dict(validate(job, average.module).values) if held_out else {}
+    score = values.get(job.config.train.stop.monitor)
     if job.context.is_main:
         model = fold_model(job, average.module, "swa", state.epoch - 1, score)
         models.save_model(job.files.model_file("swa"), model)

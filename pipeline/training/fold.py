@@ -1,4 +1,7 @@
-"""One fold: fit its network, then score its best and averaged weights on whole held-out cases."""
+"""One fold: fit its network, then score its kept and averaged weights on whole held-out cases.
+
+Fold ``all`` is one network on every case: nothing is held out, so it is fitted and not scored.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from pipeline.data.sampling import seed_of
 from pipeline.inference import soft
 from pipeline.networks import HeadedNet
 from pipeline.progress import Progress, clock
-from pipeline.records import FoldResult, LossTerm
+from pipeline.records import ALL, FoldName, FoldResult, LossTerm, seed_number
 from pipeline.runs import FoldFolder, RunFolder
 from pipeline.scoring import held_out
 from pipeline.scoring.cached import Scoring
@@ -35,7 +38,8 @@ from pipeline.stopping import stop
 from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
 from pipeline.training.distributed import DistributedContext
-from pipeline.training.job import FoldJob, TrainingError
+from pipeline.training.job import FoldJob, TrainingError, kept_weights
+from pipeline.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +70,21 @@ class TrainingRun:
     trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the training data looked like, for the header of model files."""
 
+    def split(self, fold: FoldName) -> Split:
+        """Cases of a fold.
 
-def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
+        Args:
+            fold: its number; ``all``: every case is trained on, none is held out.
+
+        Returns:
+            Ids of its training and held-out cases.
+        """
+        if isinstance(fold, str):
+            return Split(train=tuple(self.cached), val=())
+        return self.splits[fold]
+
+
+def train_guarded(run: TrainingRun, fold: FoldName) -> FoldResult:
     """Train one fold and write its result; an error becomes a result with status ``failed``.
 
     The traceback is written to the fold's error file. Of several ranks, an error other than a
@@ -75,7 +92,7 @@ def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
 
     Args:
         run: the run.
-        fold: number of the fold.
+        fold: number of the fold, or ``all``.
 
     Returns:
         The result.
@@ -92,13 +109,16 @@ def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
         if run.context.is_main:
             files.write_text(folder.error_file, traceback.format_exc())
         result = FoldResult(
-            fold=fold, status="failed", error=text, seconds=time.monotonic() - began
+            fold=fold,
+            status="failed",
+            chosen=kept_weights(run.config, fold),
+            error=text,
+            seconds=time.monotonic() - began,
         )
     else:
-        spent = clock(result.seconds)
+        best = f"best epoch {result.best_epoch + 1}, " if result.best_epoch >= 0 else ""
         logger.info(
-            f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used:"
-            f" {result.chosen}, {spent}"
+            f"Fold {fold} complete! {best}weights used: {result.chosen}, {clock(result.seconds)}"
         )
     if run.context.is_main:
         folder.write_result(result, scores)
@@ -125,29 +145,30 @@ def memory_hint(error: Exception) -> str:
     return ""
 
 
-def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]:
+def train_fold(run: TrainingRun, fold: FoldName) -> tuple[FoldResult, dict[str, Any]]:
     """Fit one fold, then predict and score its held-out cases.
 
     Args:
         run: the run.
-        fold: number of the fold.
+        fold: number of the fold, or ``all``, which has no held-out cases.
 
     Returns:
         The result, and the scores by model and case (of several ranks, those of the first).
 
     Raises:
-        TrainingError: where no epoch had a finite value of the monitored metric.
+        TrainingError: where no epoch had a finite value of the monitored metric, and the weights of
+            the best one were to be kept.
     """
     began, folder, context = time.monotonic(), run.folder.fold(fold), run.context
     with Progress(f"Fold {fold}") as bar:
         job = make_job(run, fold, bar)
         state = loop.fit(job)
+    if fold == ALL:
+        result = _unscored(run, state)
+        return dataclasses.replace(result, seconds=state.spent + time.monotonic() - began), {}
     if state.best_score is None:
-        monitor = run.config.train.stop.monitor
-        raise TrainingError(
-            f"{monitor} was never finite, so no epoch could be the best. See training_log.txt."
-        )
-    cases = [run.cached[i] for i in run.splits[fold].val]
+        _without_best(run.config, fold)
+    cases = [run.cached[i] for i in run.split(fold).val]
     scores = _score_held_out(run, fold, distributed.rank_share(cases, context))
     context.barrier("predicting the held-out cases")
     if not context.is_main:
@@ -173,14 +194,32 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
     return result, scores
 
 
-def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
+def _unscored(run: TrainingRun, state: TrainingState) -> FoldResult:
+    """Result of fold ``all``; its averaged weights represent it, where there are any."""
+    found = run.folder.fold(ALL).model_files()
+    chosen = "swa" if "swa" in found else kept_weights(run.config, ALL)
+    checkpoint = found[chosen].name if run.context.is_main else ""
+    return FoldResult(
+        fold=ALL, status="completed", checkpoint=checkpoint, chosen=chosen, epochs=state.epoch
+    )
+
+
+def _without_best(config: Config, fold: FoldName) -> None:
+    """Raise TrainingError where no epoch is the best and its weights were to be kept; else warn."""
+    text = f"{config.train.stop.monitor} was never finite, so no epoch could be the best."
+    if kept_weights(config, fold) == "best":
+        raise TrainingError(f"{text} See training_log.txt.")
+    logger.warning(f"Fold {fold}: {text} The last weights are kept; see training_log.txt")
+
+
+def make_job(run: TrainingRun, fold: FoldName, progress: Progress) -> FoldJob:
     """Build network, losses and loaders of one fold.
 
     Initial weights depend on (seed, fold) only, and on the file of ``train.init_from``.
 
     Args:
         run: the run.
-        fold: number of the fold; its folder is created.
+        fold: number of the fold, or ``all``; its folder is created.
         progress: shows the steps of all epochs.
 
     Returns:
@@ -189,8 +228,9 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
     Raises:
         CheckpointError: where weights of ``train.init_from`` do not match and that is not allowed.
     """
-    config, split, context = run.config, run.splits[fold], run.context
-    torch.manual_seed(seed_of(config.seed, fold))
+    config, split, context = run.config, run.split(fold), run.context
+    number = seed_number(fold)
+    torch.manual_seed(seed_of(config.seed, number))
     network = networks.build(config.network, *run.channels, config.data.dims)
     logger.info(f"Fold {fold}: {len(split.train)} train, {len(split.val)} val")
     logger.info(f"Model parameters: {networks.parameters(network):,}")
@@ -212,7 +252,7 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         train_loader=Loader(
             [run.cached[i] for i in split.train],
             config,
-            fold,
+            number,
             training=True,
             ranks=ranks,
             reads=reads,
@@ -220,11 +260,13 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         val_loader=Loader(
             [run.cached[i] for i in split.val],
             config,
-            fold,
+            number,
             training=False,
             ranks=ranks,
             reads=reads,
-        ),
+        )
+        if split.val
+        else None,
         raise_if_stopped=functools.partial(_raise_if_stopped, context),
         progress=progress,
         context=context,
@@ -252,7 +294,9 @@ def _raise_if_stopped(context: DistributedContext) -> None:
     stop.raise_if_stopped()
 
 
-def _score_held_out(run: TrainingRun, fold: int, cases: Sequence[CachedCase]) -> dict[str, Any]:
+def _score_held_out(
+    run: TrainingRun, fold: FoldName, cases: Sequence[CachedCase]
+) -> dict[str, Any]:
     """Scores of held-out cases by model and case, predicted where that is not done yet."""
     folder, scores = run.folder.fold(fold), {}
     for kind, path in folder.model_files().items():

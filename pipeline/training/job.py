@@ -15,7 +15,7 @@ from pipeline.data.sampling import seed_of
 from pipeline.losses import WeightedSum
 from pipeline.metrics.names import key_names
 from pipeline.networks import HeadedNet
-from pipeline.records import METRICS_VERSION
+from pipeline.records import ALL, METRICS_VERSION, FoldName, seed_number
 from pipeline.runs import FoldFolder
 from pipeline.training.distributed import DistributedContext
 
@@ -38,10 +38,10 @@ class FoldJob:
     """
 
     config: Config
-    fold: int
-    """Number of the fold."""
+    fold: FoldName
+    """Number of the fold; ``all``: every case is trained on, and nothing is validated."""
     folder: Path
-    """Folder of the fold, ``RUN/fold_N``."""
+    """Folder of the fold, ``RUN/fold_N`` or ``RUN/fold_all``."""
     device: str
     """``cpu`` or ``cuda``."""
     network: HeadedNet
@@ -51,8 +51,8 @@ class FoldJob:
     """The loss, a weighted sum of terms over heads."""
     train_loader: Loader
     """Batches of training patches."""
-    val_loader: Loader
-    """Batches of the fixed patches of held-out cases."""
+    val_loader: Loader | None
+    """Batches of the fixed patches of held-out cases; None where no case is held out."""
     raise_if_stopped: Callable[[], None]
     """Raises when any rank was asked to stop; all ranks call it at the same points of their work.
 
@@ -71,6 +71,11 @@ class FoldJob:
     """
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     """What the training data looked like, for the header of model files."""
+
+    @property
+    def kept(self) -> str:
+        """Kind of the weights that the fold keeps beside averaged ones: ``best`` or ``last``."""
+        return kept_weights(self.config, self.fold)
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -127,9 +132,21 @@ class FoldJob:
             epoch: counted from 0.
             step: number of the batch in its epoch, counted from 0.
         """
-        torch.manual_seed(
-            seed_of(self.config.seed, self.fold, epoch, step, LAYERS + self.context.rank)
-        )
+        fold = seed_number(self.fold)
+        torch.manual_seed(seed_of(self.config.seed, fold, epoch, step, LAYERS + self.context.rank))
+
+
+def kept_weights(config: Config, fold: FoldName) -> str:
+    """Kind of the weights that a fold keeps beside averaged ones.
+
+    Args:
+        config: its ``train.keep``.
+        fold: number of the fold, or ``all``, which has no best epoch.
+
+    Returns:
+        ``best`` or ``last``.
+    """
+    return "last" if fold == ALL else config.train.keep
 
 
 def memory_format(dims: int) -> torch.memory_format:

@@ -26,7 +26,7 @@ from pipeline.progress import clock
 from pipeline.training import averaging, distributed, optim
 from pipeline.training.job import FoldJob, TrainingError
 from pipeline.training.journal import time_left
-from pipeline.training.model_files import fold_model, keep_epoch_model
+from pipeline.training.model_files import fold_model, keep_epoch_model, keep_last_model
 from pipeline.training.monitor import Monitor, monitored
 from pipeline.training.state import (
     RunningMeans,
@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 def fit(job: FoldJob) -> TrainingState:
     """Train one fold to its end, from its newest saved state on.
 
-    Writes the model files best_model and, where weights are averaged, swa_model, and the state.
+    Writes the model files best_model (or last_model) and, where weights are averaged, swa_model,
+    and the state.
 
     Args:
         job: what is trained.
@@ -66,6 +67,7 @@ def fit(job: FoldJob) -> TrainingState:
                 keep_epoch_model(job, state)
                 save(job, state)
             monitor.early_stop(state)
+            keep_last_model(job, state)
             monitor.finish(averaging.finish_average(job, state))
         job.context.barrier("finishing the fold")
     return state
@@ -82,7 +84,8 @@ def is_finished(config: Config, state: TrainingState) -> bool:
         True after the last epoch, or where the monitored value has not improved for
         ``train.stop.patience`` epochs.
     """
-    return state.epoch >= config.train.epochs or state.stale >= config.train.stop.patience
+    patience = config.train.stop.patience
+    return state.epoch >= config.train.epochs or (patience is not None and state.stale >= patience)
 
 
 def train_epoch(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
@@ -102,18 +105,24 @@ def train_epoch(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
     rate = _set_learning_rate(config, state)
     _train_steps(job, state, monitor)
     record: dict[str, Any] = {"epoch": state.epoch, "lr": rate, **state.means.result()}
-    if _is_validation_epoch(config, state.epoch):
+    if job.val_loader is not None and _is_validation_epoch(config, state.epoch):
         record |= _validate(job, state)
         _keep_best(job, state, record[config.train.stop.monitor])
-    if averaging.is_averaging(config, state.epoch):
-        assert state.average is not None
-        state.average.update_parameters(state.network)
+    by_steps = averaging.averages_steps(config, state.epoch)
+    if averaging.is_averaging(config, state.epoch) and not by_steps:
+        _average(state)
     own_rate = averaging.averaging_rate(config) is not None
     if not (own_rate and averaging.is_averaging(config, state.epoch + 1)):
         optim.step_schedule(state.schedule, _plateau_value(config, record))
     state.epoch, state.step, state.means = state.epoch + 1, 0, RunningMeans()
     record["seconds"] = time.monotonic() - state.began
     state.history.append(record)
+
+
+def _average(state: TrainingState) -> None:
+    """Let the present weights enter the average."""
+    assert state.average is not None
+    state.average.update_parameters(state.network)
 
 
 def _train_steps(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
@@ -123,9 +132,12 @@ def _train_steps(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     job.raise_if_stopped()  # all that is done so far is saved
     _show_progress(job, state, state.step)
+    by_steps = averaging.averages_steps(job.config, state.epoch)
     for step, batch in enumerate(job.train_loader.epoch(state.epoch, state.step), state.step):
         is_update = training_step(job, state, step, batch)
         monitor.step(state, step)
+        if is_update and by_steps:
+            _average(state)
         if is_update:
             _save_if_due(job, state)
         _show_progress(job, state, step + 1)
@@ -257,14 +269,17 @@ def _validate(job: FoldJob, state: TrainingState) -> Mapping[str, float]:
 
 
 def _keep_best(job: FoldJob, state: TrainingState, score: float) -> None:
-    """Write the weights if the monitored value is the best so far; a NaN never is."""
+    """Keep the monitored value if it is the best so far, and its weights; a NaN never is.
+
+    The weights are not written where the fold keeps the last ones.
+    """
     sign = 1 if direction(job.config.train.stop.monitor) == "lower" else -1
     is_best = state.best_score is None or sign * score < sign * state.best_score
     if not (math.isfinite(score) and is_best):
         state.stale += job.config.train.validate.every
         return
     state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
-    if job.context.is_main:
+    if job.context.is_main and job.kept == "best":
         model = fold_model(job, state.network, "best", state.epoch, score)
         models.save_model(job.files.model_file("best"), model)
 

@@ -1,6 +1,8 @@
-"""Model files of a fold: the best, the averaged, and those kept every few epochs."""
+"""Model files of a fold: the best, the last, the averaged, and those kept every few epochs."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -20,7 +22,7 @@ def fold_model(
     Args:
         job: what was trained.
         network: whose weights it holds.
-        kind: ``best``, ``swa`` or ``epoch``.
+        kind: ``best``, ``last``, ``swa`` or ``epoch``.
         epoch: the last one that the weights have seen, counted from 0.
         score: the monitored value, None where it is not known.
 
@@ -38,6 +40,23 @@ def fold_model(
         trained_on=job.trained_on,
         plugins=tuple(plugin.record for plugin in plugins.used_by(job.config)),
     )
+
+
+def keep_last_model(job: FoldJob, state: TrainingState) -> None:
+    """Write the last weights where the fold keeps those, on the first rank.
+
+    A process that is killed before or within it writes the same file when it comes again: the state
+    of the last epoch is saved by then.
+
+    Args:
+        job: what was trained.
+        state: after its last epoch.
+    """
+    if job.context.is_main and job.kept == "last":
+        score = state.history[-1].get(job.config.train.stop.monitor)
+        known = score is not None and math.isfinite(score)
+        model = fold_model(job, state.network, "last", state.epoch - 1, score if known else None)
+        models.save_model(job.files.model_file("last"), model)
 
 
 def keep_epoch_model(job: FoldJob, state: TrainingState) -> None:

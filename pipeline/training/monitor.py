@@ -62,6 +62,8 @@ class Monitor:
         record, train = state.history[-1], self.job.config.train
         logger.info(self.journal.epoch(record))
         self.trackers.metrics(record)
+        if self.job.val_loader is None:  # previews are of a held-out case
+            return
         due = train.preview_every and state.epoch % train.preview_every == 0
         if due or (train.preview_every and state.epoch == train.epochs):
             self.journal.preview(state.epoch - 1, preview_panels(self.job, state.network))
@@ -73,12 +75,14 @@ class Monitor:
             state: after the last epoch that was trained.
         """
         train = self.job.config.train
-        if self.is_main and state.stale >= train.stop.patience and state.epoch < train.epochs:
-            patience = f"(patience: {train.stop.patience})"
-            self._note(f"Early stopping triggered at epoch {state.epoch} {patience}")
+        patience = train.stop.patience
+        if patience is None or state.stale < patience or state.epoch >= train.epochs:
+            return
+        if self.is_main:
+            self._note(f"Early stopping triggered at epoch {state.epoch} (patience: {patience})")
 
     def finish(self, averaged: Mapping[str, float]) -> None:
-        """Report that the fold is trained, and pass its best model to the trackers.
+        """Report that the fold is trained, and pass its best or last model to the trackers.
 
         Args:
             averaged: validation values of the averaged weights; empty where there are none.
@@ -89,7 +93,7 @@ class Monitor:
             names = self.job.class_names
             values = [f"{display(k, names)}: {v:.4f}" for k, v in averaged.items() if "/" not in k]
             self._note("SWA: " + ", ".join(values))
-        self.trackers.model(self.job.files.model_file("best"))
+        self.trackers.model(self.job.files.model_file(self.job.kept))
 
     def close(self) -> None:
         """Close all files and trackers."""

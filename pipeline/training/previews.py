@@ -58,7 +58,7 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     """Draw the first validation patch; of a volume its middle plane.
 
     Args:
-        job: what is trained.
+        job: what is trained, with held-out cases.
         network: left in evaluation mode.
 
     Returns:
@@ -66,6 +66,7 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
         change, of up to four patches the input, output, target, mask and predicted mask. Labels:
         image, target, probabilities (of several classes the likeliest), and errors in colours.
     """
+    assert job.val_loader is not None
     batch = next(iter(job.val_loader.epoch(-1)))
     network.eval()
     task = TASKS[job.config.rules]

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.inference import models
 from pipeline.training import checkpoint, distributed, optim
-from pipeline.training.job import FoldJob, memory_format
+from pipeline.training.job import FoldJob, TrainingError, memory_format
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ def start(job: FoldJob) -> TrainingState:
     Raises:
         ConfigError: for an optimiser or a schedule that cannot be built.
         UserError: for ``train.sync_batchnorm`` of several ranks on the CPU.
+        TrainingError: for a schedule that follows a monitored value, where no case is held out.
         DistributedError: where another rank is gone.
     """
     train = job.config.train
@@ -138,6 +140,11 @@ def start(job: FoldJob) -> TrainingState:
         # torch's stub lacks the argument
         network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     optimizer, schedule = optim.make_optimizer(train, network)
+    if job.val_loader is None and isinstance(schedule, ReduceLROnPlateau):
+        raise TrainingError(
+            f"fold {job.fold} holds no case out, so the schedule {train.schedule.name} has no value"
+            " to follow. Set train.schedule to another one, such as poly, in a run of its own."
+        )
     average = None
     if train.average is not None:
         decay = train.average.decay

@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.data.described import label_names
 from pipeline.inference import soft
 from pipeline.metrics import units
+from pipeline.records import ALL
 from pipeline.scoring import baselines, cached
 from pipeline.scoring.core import mean
 from pipeline.tasks import TASKS
@@ -31,7 +32,8 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
 
     Returns:
         The content of the file: status and scores of every fold, scores of every held-out case,
-        their mean, units and, where there are any, pooled scores and baselines.
+        their mean, units and, where there are any, pooled scores, baselines and the status of the
+        model of all cases, which is not scored.
     """
     results, cases = [], {}
     for number in range(run.config.data.folds.count):
@@ -63,6 +65,9 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
             cached.case_metrics(run.config), bool(run.scoring.spacings), run.config.data.dims
         ),
     }
+    if (every := run.folder.fold(ALL).result()) is not None:
+        names = ("status", "epochs", "seconds", "chosen", "error")
+        summary["all_cases"] = {name: getattr(every, name) for name in names}
     if whole := _pooled(run, results):
         summary["pooled"] = whole
     if rows_to_beat := _baselines(run):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import documents, files
+from pipeline.records import FoldName
 from pipeline.runs import FoldFolder
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class TrackedRun:
     """Name of the config."""
     run: Path
     """Run folder."""
-    fold: int
-    """Number of the fold."""
+    fold: FoldName
+    """Number of the fold, or ``all``."""
     settings: Mapping[str, Any]
     """Every setting by its dotted key."""
     known: str | None

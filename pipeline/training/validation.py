@@ -32,7 +32,7 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
     :class:`~pipeline.scoring.patches.PatchScores`. The ranks share the patches.
 
     Args:
-        job: its validation loader gives the patches.
+        job: its validation loader, which it must have, gives the patches.
         network: maps images ``(B, C, *S)`` to logits by head; left in evaluation mode.
 
     Returns:
@@ -42,6 +42,7 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
         TrainingError: on all ranks, where no patch holds a labelled voxel or an output is not
             finite.
     """
+    assert job.val_loader is not None
     network.eval()
     rules = PatchRules(
         config=job.config, version=job.version, spacings=job.spacings, fail=_raise_not_finite

@@ -19,7 +19,6 @@ from pipeline.inference.models import find_models
 from pipeline.inference.options import ModelOptions
 from pipeline.inference.predictor import prepare
 from pipeline.records import Member, UserError
-from pipeline.runs import RunFolder
 from pipeline.workflows import predict
 from pipeline.workflows.fuse import EnsembleJob, Fused, Spec, fuse, load_spec, of_folders
 
@@ -129,8 +128,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     Raises:
         UserError: where no image could be predicted.
     """
-    folds = [RunFolder(member.run).fold(n).path for n in member.folds]
-    paths = [path for fold in folds for path in find_models(fold)] or find_models(member.run)
+    paths = find_models(member.run, names=member.fold_names or None)
     predictor = prepare(ModelOptions(checkpoint=member.run, device=device), paths)
     job = predict.PredictJob(predictor=predictor, output=folder, save_soft=True)
     inputs = predict.find_inputs(data, predictor)

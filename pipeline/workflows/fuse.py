@@ -58,7 +58,8 @@ class Spec:
     Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``,
     ``fold_1``, and its weight. ``run`` may also be a run folder (or a fold of one); then
     ``--input`` says which images it shall predict. It counts as one member: the mean of its folds'
-    probabilities, as in ``pipeline.predict``.
+    probabilities, as in ``pipeline.predict``. ``folds: all`` is ``fold_all``, the one model of
+    all cases.
     """
     fusion: str = "mean"
     """How predictions are combined.
@@ -326,7 +327,7 @@ def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
     """
     check_weights(members)
     pairs = [
-        (folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)
+        (folder, m.weight / max(1, len(m.fold_names))) for m in members for folder in _folders_of(m)
     ]
     absent = [str(f) for f, _ in pairs if not os.path.isdir(f)]
     if absent:
@@ -338,7 +339,7 @@ def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
 
 
 def _folders_of(member: Member) -> list[Path]:
-    return [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+    return [member.run / f"fold_{n}" for n in member.fold_names] or [member.run]
 
 
 def check_weights(members: Sequence[Member]) -> None:

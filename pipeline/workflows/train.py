@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -28,9 +29,9 @@ from pipeline.data.described import channel_names
 from pipeline.files import lock
 from pipeline.inference import devices
 from pipeline.progress import bars_shown, log_to_file, progress_callback, silenced
-from pipeline.records import FAILED, FoldResult, UserError
+from pipeline.records import ALL, FAILED, FoldName, FoldResult, UserError
 from pipeline.reporting import tables
-from pipeline.runs import RunFolder, load_config, whole_numbers
+from pipeline.runs import RunFolder, fold_names, load_config
 from pipeline.scoring.cached import scoring_of
 from pipeline.stopping import stop
 from pipeline.training import distributed
@@ -82,15 +83,15 @@ class Trained:
     """
 
     run: RunFolder
-    failed: dict[int, str] = field(default_factory=dict)
-    busy: dict[int, str] = field(default_factory=dict)
+    failed: dict[FoldName, str] = field(default_factory=dict)
+    busy: dict[FoldName, str] = field(default_factory=dict)
 
 
 def train_folds(
     config: Config | Path | str,
     data: Path | str | None = None,
     *,
-    folds: Sequence[int] | int | None = None,
+    folds: Sequence[int] | int | Literal["all"] | None = None,
     out: Path | str | None = None,
     device: str = "auto",
     fresh: bool = False,
@@ -105,7 +106,8 @@ def train_folds(
     Args:
         config: a config, or the path of its YAML file.
         data: data set folder; None: ``data.root`` of the config.
-        folds: which folds, from 0; None: all.
+        folds: which folds, from 0; None: all of them; ``"all"``: instead one model on every case,
+            which nothing is held out from and which is not scored.
         out: run folder; None: ``runs/NAME``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         fresh: start over; an existing run is renamed, not deleted.
@@ -131,7 +133,7 @@ def train_folds(
         source="config" if isinstance(config, Config) else str(config),
         data_dir=None if data is None else Path(data),
         out=None if out is None else Path(out),
-        folds=None if folds is None else whole_numbers(folds, "folds"),
+        folds=fold_names(folds),
         device=str(device),
         fresh=fresh,
     )
@@ -355,7 +357,7 @@ def _channel_names(config: Config, channels: int) -> tuple[str, ...]:
 # --- fold after fold ------------------------------------------------------------------------------
 
 
-def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) -> Trained:
+def _train_all(run: TrainingRun, folds: Sequence[FoldName], continue_on_error: bool) -> Trained:
     """Train folds in order, keep a result of each, and write the summary.
 
     Folds that another process trains are left to it. Raises UserError where that is all of them.
@@ -364,8 +366,8 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
     logger.info(
         f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}"
     )
-    failed: dict[int, str] = {}
-    others: dict[int, lock.BusyError] = {}
+    failed: dict[FoldName, str] = {}
+    others: dict[FoldName, lock.BusyError] = {}
     for fold in folds:
         try:
             result = _complete_fold(run, fold)
@@ -383,16 +385,16 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
         with _locked(run.folder):
             logger.info(tables.of_training(summarise(run)))
             write_run_report(run.folder)
-    busy = {
+    unfinished: dict[FoldName, str] = {
         fold: str(error) for fold, error in others.items() if not run.folder.fold(fold).completed
     }
-    for fold, text in busy.items():
+    for fold, text in unfinished.items():
         logger.info(f"Fold {fold} is not complete and was not trained here: {text}")
     logger.info(what_next(run.config, run.folder))
-    return Trained(run=run.folder, failed=failed, busy=busy)
+    return Trained(run=run.folder, failed=failed, busy=unfinished)
 
 
-def _complete_fold(run: TrainingRun, fold: int) -> FoldResult:
+def _complete_fold(run: TrainingRun, fold: FoldName) -> FoldResult:
     """Return the result of a fold, training it where it is not complete.
 
     Raises lock.BusyError where another process trains it.
@@ -406,7 +408,8 @@ def _complete_fold(run: TrainingRun, fold: int) -> FoldResult:
         result = context.main_first(folder.result, f"reading fold {fold}")
         context.barrier("agreeing on the fold")  # before anyone writes a new result
         if result is not None and result.status == "completed":
-            text = f"Fold {fold} is already complete (best epoch {result.best_epoch + 1})"
+            best = f" (best epoch {result.best_epoch + 1})" if result.best_epoch >= 0 else ""
+            text = f"Fold {fold} is already complete{best}"
             logger.info(f"{text}; remove {folder.path} to train it again")
             return result
         logger.info(f"{RULE}\nSTARTING FOLD {fold}\n{RULE}")
@@ -446,9 +449,17 @@ def what_next(config: Config, run: RunFolder) -> str:
         failed = run.fold(fold).error_file
         why = f"failed, see {failed}" if failed.is_file() else "is not trained"
         lines.append(f"Fold {fold} {why}; the same command with --fold {fold} trains it.")
-    if done:
-        models = run.path if not missing else run.fold(done[0]).path
-        words = ["--checkpoint", str(models), "--input", _test_images(config)]
+    every = run.fold(ALL)
+    if every.completed:
+        lines.append("The model of all cases is complete: --folds all predicts with it.")
+    elif every.error_file.is_file():
+        lines.append(
+            f"Fold all failed, see {every.error_file}; the same command with --fold all trains it."
+        )
+    if done or every.completed:
+        models = run.path if not (missing and done) else run.fold(done[0]).path
+        words = ["--checkpoint", str(models), *([] if done else ["--folds", ALL])]
+        words += ["--input", _test_images(config)]
         words += ["--output", str(Path("predictions") / config.name), *plugins.words(config)]
         lines.append(f"To predict: python -m pipeline.predict {shlex.join(words)}")
     return "\n".join(lines)

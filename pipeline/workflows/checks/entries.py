@@ -168,7 +168,7 @@ def _metrics(config: Config) -> Iterator[Problem]:
             yield from _metric(config, part, where)
     first = lists["metrics"][0]
     if first.name in METRICS:
-        # It chooses between best and averaged weights.
+        # It chooses between the kept and the averaged weights.
         yield from _caught("metrics.0", lambda: better(first.name))
     names = ["val_loss", *(f"val_{p.name}" for p in lists["train.validate.metrics"])]
     monitor = config.train.stop.monitor

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.config import Config, ConfigError, Problem
 from pipeline.files import lock, nearest, refused, require_text
 from pipeline.inference.devices import resolve
-from pipeline.records import UserError
+from pipeline.records import ALL, FoldName, UserError
 from pipeline.runs import BESIDE, WRITTEN, FoldFolder, RunFolder, present
 
 LONGEST = 200
@@ -28,12 +28,12 @@ class Start:
 
     Args:
         folder: the run folder.
-        folds: numbers of folds, from 0.
+        folds: numbers of folds, from 0, or ``all``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
     folder: Path
-    folds: Sequence[int]
+    folds: Sequence[FoldName]
     device: str = "auto"
     fresh: bool = False
     """Whether an existing run is put aside first."""
@@ -57,7 +57,8 @@ class Request:
         source: what messages call the config: its file.
         data_dir: data set folder; None: ``data.root`` of the config.
         out: run folder; None: ``runs/NAME``.
-        folds: which folds; None: all.
+        folds: which folds; None: those of the cross-validation; ``("all",)``: the one model of all
+            cases.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         fresh: put an existing run aside and start over.
     """
@@ -65,7 +66,7 @@ class Request:
     source: str = "config"
     data_dir: Path | None = None
     out: Path | None = None
-    folds: tuple[int, ...] | None = None
+    folds: tuple[FoldName, ...] | None = None
     device: str = "auto"
     fresh: bool = False
 
@@ -104,7 +105,7 @@ class Request:
         if self.folds is not None and not self.folds:
             raise UserError("folds: none is named. Name some, or leave it out to train them all.")
         for fold in self.folds or ():
-            if not 0 <= fold < count:
+            if not isinstance(fold, str) and not 0 <= fold < count:
                 raise UserError(
                     f"--fold {fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all."
                 )
@@ -128,6 +129,7 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
         Errors.
     """
     yield from _names(config)
+    yield from _unmonitored(config, start)
     for what, path in (("the run folder", start.folder), *_store(config)):
         if (file := _file_in_path(path)) is not None:
             advice = (
@@ -150,6 +152,16 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
         yield from _foreign_files(start, Path(config.data.root))
 
 
+def _unmonitored(config: Config, start: Start) -> Iterator[Problem]:
+    """A schedule that follows a monitored value, for the model of all cases, which has none."""
+    if ALL in start.folds[:1] and config.train.schedule.name == "plateau":
+        yield Problem(
+            "--fold all holds no case out, so the schedule plateau has no value to follow. Set"
+            " train.schedule to another one, such as poly or cosine, in a run of its own (--out).",
+            ("train.schedule",),
+        )
+
+
 def _foreign_files(start: Start, root: Path) -> Iterator[Problem]:
     """A folder that exists and is no run: its files are neither replaced nor put aside."""
     folder = start.folder
@@ -170,7 +182,7 @@ def _foreign_files(start: Start, root: Path) -> Iterator[Problem]:
         replaced = [
             n
             for n in names
-            if n in WRITTEN or (re.fullmatch(r"fold_\d+", n) and _holds_files(folder / n))
+            if n in WRITTEN or (re.fullmatch(r"fold_(\d+|all)", n) and _holds_files(folder / n))
         ]
         if replaced:
             yield Problem(

@@ -20,7 +20,7 @@ from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
 from pipeline.data.properties import CaseProperties
 from pipeline.progress import progress_callback
-from pipeline.records import Case, Fault, UserError
+from pipeline.records import ALL, Case, Fault, FoldName, UserError
 from pipeline.runs import RunFolder
 from pipeline.tasks import TASKS
 from pipeline.workflows.checks import entries, places
@@ -452,8 +452,12 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
         yield Problem(str(error), ("data.folds.count", "data.folds.by"))
         return
     ignored = {f.id for f in found.properties if _is_void(config, f)}
-    for fold in (n for n in start.folds if n < len(plan)):
-        for ids, side in ((plan[fold].train, "learn from"), (plan[fold].val, "validate on")):
+    sides: dict[FoldName, list[tuple[Sequence[str], str]]] = {
+        n: [(split.train, "learn from"), (split.val, "validate on")] for n, split in enumerate(plan)
+    }
+    sides[ALL] = [([c.id for c in found.cases], "learn from")]
+    for fold in start.folds:
+        for ids, side in sides.get(fold, ()):
             if set(ids) <= ignored:
                 text = (
                     f"fold {fold} has nothing to {side}: all voxels of its cases are ignored"
