@@ -128,6 +128,7 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
         Errors.
     """
     yield from _names(config)
+    yield from _own_folds(config)
     for what, path in (("the run folder", start.folder), *_store(config)):
         if (file := _file_in_path(path)) is not None:
             advice = (
@@ -148,6 +149,16 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
                 )
     if start.folder.is_dir():
         yield from _foreign_files(start, Path(config.data.root))
+
+
+def _own_folds(config: Config) -> Iterator[Problem]:
+    """A file of own folds that cannot be read, or holds another number of folds."""
+    path = own_splits.path_of(config.data)
+    try:
+        if path is not None:
+            own_splits.read(path, config.data.folds.count)
+    except UserError as error:
+        yield Problem(str(error), ("data.folds.file", "data.folds.count"))
 
 
 def _foreign_files(start: Start, root: Path) -> Iterator[Problem]:

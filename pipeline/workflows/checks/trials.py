@@ -23,6 +23,7 @@ from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.networks import outline as outlines
+from pipeline.networks import parts as network_parts
 from pipeline.records import LossTerm, NamedOptions, UserError
 from pipeline.training import initial, optim
 
@@ -332,12 +333,42 @@ def initial_weights(
             model.channels[0],
             tasks.TASKS[config.rules].channels(config, model.channels[0]),
         )
-        initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
+        initial.compare(model, outline(config, ends), wanted)
     except UserError as error:
         text = str(error)
         yield Problem(text if key in text else f"{key}: {text}", (key,))
     except EXPECTED:
         return  # the network itself cannot be built, which is reported elsewhere
+
+
+def parts(config: Config, made: HeadedNet) -> Iterator[Problem]:
+    """Check ``train.freeze`` and ``train.layer_decay`` against the parts of the network.
+
+    Args:
+        config: the resolved config.
+        made: outline of the network.
+
+    Yields:
+        Errors.
+    """
+    try:
+        network_parts.frozen_by(made, config.train.freeze)
+    except ConfigError as error:
+        yield Problem(str(error), ("train.freeze",))
+    if config.train.layer_decay is None:
+        return
+    if not made.levels:
+        known = ", ".join(outlines.declaring("levels", config.data.dims))
+        yield Problem(
+            f"train.layer_decay: the network {config.network.name!r} declares no levels. Set null,"
+            f" or take one of: {known}.",
+            ("train.layer_decay",),
+        )
+        return
+    try:
+        network_parts.by_level(made)
+    except ConfigError as error:
+        yield Problem(str(error), ("train.layer_decay",))
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -453,7 +484,7 @@ def optimizer(config: Config) -> Iterator[Problem]:
     Yields:
         Errors.
     """
-    module, train = torch.nn.Linear(1, 1), config.train
+    module, train = torch.nn.Linear(1, 1), dataclasses.replace(config.train, layer_decay=None)
     alone = dataclasses.replace(train, schedule=NamedOptions(name="constant"))
     found = list(proportions("train.optimizer", train.optimizer, {}))
     found = found or list(
