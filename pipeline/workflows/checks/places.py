@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, Problem
+from pipeline.data import own_splits
 from pipeline.files import lock, nearest, refused, require_text
 from pipeline.inference.devices import resolve
 from pipeline.records import UserError
