@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from test_resume import BASE, STEPS, Calm, Events, discs, events, fingerprint, words
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -196,6 +197,20 @@ def test_mismatches_name_their_way_out(tmp_path: Path) -> None:
         initial.load(two, wanted)
 
 
+def test_frozen_weights_that_stay_random_are_named(tmp_path: Path) -> None:
+    wanted = saved(tmp_path, "sa_unet")
+    network = {"name": "sa_unet", "options": SMALL["sa_unet"][1]}
+    found: dict[str, list[str]] = {}
+    for part in ("down", "head_main"):
+        settings = {"init_from": dataclasses.asdict(wanted), "freeze": [part]}
+        config = configs.from_dict({**BASE, "network": network, "train": settings})
+        found[part] = [p.text for p in trials.initial_weights(wanted, config, (1, 1))]
+    assert found["down"] == []
+    (text,) = found["head_main"]
+    assert "2 frozen weights are not loaded" in text
+    assert "head_main.weight" in text
+
+
 # --- frozen parts ---------------------------------------------------------------------------------
 
 
@@ -234,7 +249,7 @@ def test_frozen_statistics_stay(tmp_path: Path) -> None:
     norms = {n: m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert all(norm.training != name.startswith("down.") for name, norm in norms.items())
     assert all(m.training for m in net.modules() if not isinstance(m, nn.BatchNorm2d))
-    nn.init.constant_(norms["down.0.0.2"].running_mean, 0.25)
+    nn.init.constant_(net.get_buffer("down.0.0.2.running_mean"), 0.25)
     average = AveragedModel(net)
     before = {k: v.clone() for k, v in average.module.state_dict().items()}
     with freezing.kept_statistics(average.module, ["down"]):
@@ -302,8 +317,9 @@ def problems(**more: Any) -> list[str]:
 
 
 def test_checks_name_what_cannot_be_used() -> None:
-    assert problems(train={"freeze": ["down"], "layer_decay": 0.7}) == []
-    (text,) = problems(train={"freeze": ["encoder"]})
+    (text,) = problems(train={"freeze": ["down"], "layer_decay": 0.7})
+    assert "train.freeze without train.init_from: random weights" in text
+    (_, text) = problems(train={"freeze": ["encoder"]})
     assert text.startswith("train.freeze: no weight of the network is called 'encoder'")
     network = {"name": "abpn", "options": {"levels": 1, "widths": [4], "refine": 4}}
     (text,) = problems(network=network, train={"layer_decay": 0.7})
@@ -406,3 +422,14 @@ def test_wrong_parts_are_found_before_training(
     assert train.main([*arguments, "--set", "train.freeze=[encoder]"]) == 2
     assert "train.freeze: no weight of the network is called 'encoder'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "fold_0").exists()
+
+
+@pytest.mark.parametrize("section", ["Own splits", "Fine-tuning"])
+def test_the_examples_of_the_page_can_be_used(section: str) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "nnunet.md").read_text("utf-8")
+    text = page.split(f"## {section}\n")[1].split("\n## ")[0]
+    (example,) = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    config = configs.from_dict(yaml.safe_load(example))
+    channels = (1, config.data.classes)
+    assert list(trials.parts(config, trials.outline(config, channels))) == []
+    assert list(trials.optimizer(config)) == []

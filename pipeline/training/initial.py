@@ -105,6 +105,21 @@ def compare(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> str:
     return listing
 
 
+def fresh_names(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> list[str]:
+    """Weights that a file leaves as they are.
+
+    Args:
+        model: content of the file.
+        network: it may be on torch's meta device.
+        wanted: which mismatches are allowed.
+
+    Returns:
+        Their names.
+    """
+    match = _match(model, network, wanted)
+    return [*match.fresh, *match.missing, *match.shape]
+
+
 def _match(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> _Match:
     """Sort the weights of file and network."""
     given, own = model.weights, network.state_dict()

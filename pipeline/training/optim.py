@@ -72,7 +72,10 @@ class OptimizerEntry:
     """
 
     make: Callable[..., Optimizer]
-    """``make(parameters, **options)`` gives one of torch's optimisers."""
+    """``make(parameters, **options)`` gives one of torch's optimisers.
+
+    ``parameters`` are tensors, or with ``train.layer_decay`` groups as torch takes them.
+    """
 
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
@@ -150,7 +153,10 @@ class ScheduleEntry:
     """An entry of the table of learning-rate schedules."""
 
     make: Callable[..., Schedule]
-    """``make(optimizer, epochs, **options)`` gives one of torch's schedulers, stepped by epoch."""
+    """``make(optimizer, epochs, **options)`` gives one of torch's schedulers, stepped by epoch.
+
+    With ``train.layer_decay`` the rate of the first group counts; the others follow it.
+    """
 
 
 SCHEDULES: Registry[ScheduleEntry] = Registry(

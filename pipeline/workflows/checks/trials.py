@@ -324,7 +324,7 @@ def initial_weights(
         channels: input and output channels; None: those of the file's own images.
 
     Yields:
-        At most one error.
+        At most one error, or a warning of frozen weights that the file lacks.
     """
     key = "train.init_from"
     try:
@@ -333,7 +333,17 @@ def initial_weights(
             model.channels[0],
             tasks.TASKS[config.rules].channels(config, model.channels[0]),
         )
-        initial.compare(model, outline(config, ends), wanted)
+        network = outline(config, ends)
+        initial.compare(model, network, wanted)
+        names = initial.fresh_names(model, network, wanted)
+        random = [name for name in names if network_parts.is_within(name, config.train.freeze)]
+        if random:
+            text = f"{len(random)} frozen weights are not loaded and stay random: {random[0]}"
+            yield Problem(
+                f"train.freeze: {text}{', ...' * (len(random) > 1)}. Do not freeze them.",
+                ("train.freeze",),
+                "warning",
+            )
     except UserError as error:
         text = str(error)
         yield Problem(text if key in text else f"{key}: {text}", (key,))
@@ -349,8 +359,11 @@ def parts(config: Config, made: HeadedNet) -> Iterator[Problem]:
         made: outline of the network.
 
     Yields:
-        Errors.
+        Errors, and a warning where random weights are frozen.
     """
+    if config.train.freeze and config.train.init_from is None:
+        text = "train.freeze without train.init_from: random weights stay random."
+        yield Problem(f"{text} Name a model file, or freeze nothing.", ("train.freeze",), "warning")
     try:
         network_parts.frozen_by(made, config.train.freeze)
     except ConfigError as error:
