@@ -103,6 +103,12 @@ class Splits(TypedDict):
     """``splits.json``: the sides of each fold."""
 
     folds: list[Sides]
+    file: NotRequired[str]
+    """SHA-256 of the user's own file of folds; absent where there was none."""
+
+
+OwnSplits = list[Sides] | Splits
+"""File of ``data.folds.file``: nnU-Net's ``splits_final.json``, or ``splits.json`` of a run."""
 
 
 class ReportedFolds(TypedDict):

@@ -57,7 +57,8 @@ class Folds:
     """Own folds instead: a JSON list of ``{"train": [ids], "val": [ids]}``, one for each fold.
 
     As nnU-Net's ``splits_final.json``. The path is below ``data.root`` unless absolute. ``count``
-    must be its length; ``by`` and ``pattern`` then only say what may not be on both sides.
+    must be its length; ``by`` and ``pattern`` then only say what may not be on both sides. Cases
+    in no fold are not used; those of ``train`` alone are not scored.
     """
     pattern: str | None = None
     """Regular expression whose first capturing group finds the group in a case's id.
@@ -611,7 +612,10 @@ class InitFrom:
     allow_shape: bool = False
     """Accept weights of another shape; they stay fresh."""
     fresh_heads: bool = False
-    """Leave the output layers fresh whatever the file holds, as new classes need it."""
+    """Leave the output layers fresh whatever the file holds, as new classes need it.
+
+    Another number of deep-supervision heads is then no mismatch either.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -658,12 +662,13 @@ class Train:
     """Parts of the network that are not trained, such as ``[encoder]``.
 
     Names of modules or the beginning of such names up to a dot, as in the weights of a model file.
+    Their batch norms keep the statistics of ``init_from``; dropout goes on.
     """
     layer_decay: float | None = None
     """Factor of the learning rate from each level of the network to the one before it, e.g. 0.8.
 
-    Output layers have the rate of the optimiser, the first layers the smallest one. ``null``: one
-    rate.
+    Output layers have the rate of the optimiser, the first layers the smallest one. All rates that
+    a schedule or ``average`` names are those of the output layers. ``null``: one rate.
     """
     preview_every: int = 10
     """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""

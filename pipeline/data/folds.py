@@ -50,7 +50,7 @@ def split(
     from sklearn.model_selection import GroupKFold, KFold
 
     ids = sorted(case.id for case in cases)
-    units = _units(ids, contents, _groups(cases) if folds.by == "group" else {})
+    units = _units(ids, contents, groups_of(cases) if folds.by == "group" else {})
     _require_enough(ids, units, folds)
     if folds.by == "case" and len(set(units)) == len(ids):
         index_pairs = KFold(folds.count, shuffle=True, random_state=seed).split(ids)
@@ -64,8 +64,18 @@ def split(
     ]
 
 
-def _groups(cases: Sequence[Case]) -> dict[str, str]:
-    """Group of each case by id."""
+def groups_of(cases: Sequence[Case]) -> dict[str, str]:
+    """Group of each case by id.
+
+    Args:
+        cases: cases to train and validate on.
+
+    Returns:
+        Groups by id.
+
+    Raises:
+        UserError: for cases without a group.
+    """
     missing = sorted(case.id for case in cases if case.group is None)
     if missing:
         raise UserError(
@@ -122,7 +132,8 @@ def load_or_make(
         path: ``splits.json`` of the run.
         make: makes the splits where there is no file.
         ids: ids of the cases that are there.
-        about: rules (seed, by, count) that are kept beside the splits and compared, too.
+        about: rules (seed, by, count) that are kept beside the splits and compared, too; with
+            ``file``, the hash of the user's own folds, cases may be in no fold.
 
     Returns:
         One split per fold.
@@ -171,9 +182,10 @@ def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Sp
         Split(train=tuple(fold["train"]), val=tuple(fold["val"])) for fold in document["folds"]
     ]
     known = {name for fold in splits for name in (*fold.train, *fold.val)}
+    added = present - known if "file" not in about else set()  # own folds may leave cases out
     changes = [
         f"{len(names)} {word} since: {', '.join(sorted(names)[:10])}"
-        for word, names in (("added", present - known), ("removed", known - present))
+        for word, names in (("added", added), ("removed", known - present))
         if names
     ]
     faulty = [
@@ -190,6 +202,8 @@ def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Sp
         )
     changes += [
         f"{key} was {document.get(key)}, is {value}"
+        if key != "file"
+        else "the file of data.folds.file has changed"
         for key, value in about.items()
         if document.get(key) != value
     ]

@@ -494,6 +494,12 @@ class ABPN(HeadedNet):
         )
         self.low, self.blend, self.normed = low, blend, normed
         self.refine = nn.ModuleList(refine)
+        last = len(low.mask) - 1
+        self.outputs = (
+            f"low.mask.{last}",
+            f"low.retouch.{last}",
+            *(f"refine.{n}.last" for n in range(len(refine))),
+        )
         self.widest = max(max(r.first.in_channels, r.first.out_channels) for r in refine)
 
     def padded_size(self, size: Sequence[int]) -> list[int]:

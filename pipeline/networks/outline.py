@@ -134,6 +134,30 @@ def outline(
         return networks.build(named, in_channels, out_channels, dims)
 
 
+def declaring(attribute: str, dims: int) -> list[str]:
+    """Networks that declare something, for messages.
+
+    Args:
+        attribute: ``outputs`` or ``levels`` of :class:`~pipeline.networks.HeadedNet`.
+        dims: space axes, 2 or 3.
+
+    Returns:
+        Names of entries of ``NETWORKS`` that do so with their default options.
+
+    Example:
+        >>> "unet" in declaring("levels", 3)
+        True
+    """
+
+    def declares(name: str) -> bool:
+        try:
+            return bool(getattr(outline(NamedOptions(name=name), 1, 1, dims), attribute))
+        except (*UNUSABLE, ConfigError):
+            return False
+
+    return sorted(name for name in networks.NETWORKS if declares(name))
+
+
 def bounded(
     named: NamedOptions, in_channels: int, out_channels: int, dims: int
 ) -> networks.HeadedNet:

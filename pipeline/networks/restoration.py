@@ -66,6 +66,12 @@ class ImageUNet(HeadedNet):
             self.up.append(parts.block((below if parts.keeps_width else width) + width, width))
             below = width
         self.head_main = nn.Conv2d(levels[0], ends[1], 1)
+        self.outputs = ("head_main",)
+        self.levels = (
+            *((f"down.{n}",) for n in range(len(self.down))),
+            ("bottom",),
+            *((f"enlarge.{n}", f"up.{n}") for n in range(len(self.up))),
+        )
         if residual:
             with torch.no_grad():
                 self.head_main.weight.mul_(RESIDUAL_START)

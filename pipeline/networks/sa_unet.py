@@ -93,6 +93,12 @@ class SAUNet(HeadedNet):
         self.enlarge = nn.ModuleList(Doubling(a, b) for a, b in pairs)
         self.up = nn.ModuleList(nn.Sequential(layer(2 * b, b), layer(b, b)) for _, b in pairs)
         self.head_main = nn.Conv2d(widths[0], ends[1], 1)
+        self.outputs = ("head_main",)
+        self.levels = (
+            *((f"down.{n}",) for n in range(len(self.down))),
+            ("bottom",),
+            *((f"enlarge.{n}", f"up.{n}") for n in range(len(self.up))),
+        )
         self.apply(_initialise)
 
     def run(self, x: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from monai.networks.nets.basic_unet import BasicUNet
-from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.dynunet import DynUNet, DynUNetSkipLayer
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ class UNet(HeadedNet):
         self.add_module("head_main", main)
         for name, channels in heads.items():
             self.add_module(f"head_{name}", type(main)(main.in_channels, channels, kernel_size=1))
+        self.outputs = tuple(f"head_{name}" for name in self.heads)
+        names = [
+            "conv_0",
+            *(f"down_{n}" for n in range(1, 5)),
+            *(f"upcat_{n}" for n in (4, 3, 2, 1)),
+        ]
+        self.levels = tuple((f"trunk.{name}",) for name in names)
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Compute all heads of an input whose axes are multiples of 16.
@@ -185,6 +192,7 @@ class DeepUNet(HeadedNet):
             if hasattr(trunk, duplicate):
                 delattr(trunk, duplicate)
         self.trunk = trunk
+        self.outputs, self.levels = _nested(trunk)
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Compute all heads of an input whose axes are multiples of ``divisor``.
@@ -206,6 +214,18 @@ class DeepUNet(HeadedNet):
             if self.block > 1
             else maps
         )
+
+
+def _nested(trunk: DynUNet) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Output layers and levels of a DynUNet, whose levels lie in one another."""
+    outputs, down, up = ["trunk.output_block"], [], []
+    name, layer = "trunk.skip_layers", trunk.skip_layers
+    while isinstance(layer, DynUNetSkipLayer):
+        down.append((f"{name}.downsample",))
+        up.append((f"{name}.upsample",))
+        outputs += [f"{name}.super_head"] if layer.super_head is not None else []
+        name, layer = f"{name}.next_layer", layer.next_layer
+    return tuple(outputs), (*down, (name,), *reversed(up))
 
 
 def dynunet(
@@ -333,6 +353,14 @@ class ResidualUNet(HeadedNet):
     def __init__(self, trunk: SegResNet, divisor: Sequence[int]) -> None:
         super().__init__(("main",), divisor)
         self.trunk = trunk
+        down, up = len(trunk.down_layers), len(trunk.up_layers)
+        self.outputs = ("trunk.conv_final.2",)
+        self.levels = (
+            ("trunk.convInit", "trunk.down_layers.0"),
+            *((f"trunk.down_layers.{n}",) for n in range(1, down)),
+            *((f"trunk.up_samples.{n}", f"trunk.up_layers.{n}") for n in range(up - 1)),
+            (f"trunk.up_samples.{up - 1}", f"trunk.up_layers.{up - 1}", "trunk.conv_final.0"),
+        )
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the head of an input whose axes are multiples of ``divisor``.

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import update_bn
 
 from pipeline.config import Config
 from pipeline.inference import models
+from pipeline.training import freezing
 from pipeline.training.job import FoldJob
 from pipeline.training.model_files import fold_model
 from pipeline.training.state import TrainingState, set_training_progress
@@ -76,7 +77,8 @@ def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
     job.progress(steps, steps, "validating averaged weights")
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         set_training_progress(average, state.epoch - 1, job.config.train.epochs)
-        update_bn(_training_images(job, state.epoch), average)
+        with freezing.kept_statistics(average.module, job.config.train.freeze):
+            update_bn(_training_images(job, state.epoch), average)
     held_out = job.val_loader is not None
     values = dict(validate(job, average.module).values) if held_out else {}
     score = values.get(job.config.train.stop.monitor)

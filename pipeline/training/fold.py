@@ -36,7 +36,7 @@ from pipeline.scoring.cached import Scoring
 from pipeline.scoring.core import mean
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
-from pipeline.training import distributed, initial, loop
+from pipeline.training import distributed, freezing, initial, loop
 from pipeline.training.distributed import DistributedContext
 from pipeline.training.job import FoldJob, TrainingError, kept_weights
 from pipeline.training.state import TrainingState
@@ -236,6 +236,8 @@ def make_job(run: TrainingRun, fold: FoldName, progress: Progress) -> FoldJob:
     logger.info(f"Model parameters: {networks.parameters(network):,}")
     if config.train.init_from is not None:
         logger.info(initial.load(network, config.train.init_from))
+    if config.train.freeze:
+        logger.info(freezing.freeze(network, config.train.freeze))
     folder = run.folder.fold(fold).path
     folder.mkdir(parents=True, exist_ok=True)
     ranks, reads = (context.rank, context.size), losses.reads(config.losses)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipeline.config import InitFrom
+from pipeline.config import ConfigError, InitFrom, from_dict
 from pipeline.inference.models import CheckpointError, load_model
+from pipeline.networks import HeadedNet, outline
+from pipeline.networks.parts import is_within
+from pipeline.records import Checkpoint, UserError
 
 
-def load(network: torch.nn.Module, wanted: InitFrom) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Match:
+    """How weights of a file and of a network fit, by name."""
+
+    fitting: list[str]
+    """Loaded."""
+    fresh: list[str]
+    """Of output layers that are to stay fresh."""
+    missing: list[str]
+    """Only in the network."""
+    shape: list[str]
+    """Of another shape in the file."""
+    unused: list[str]
+    """Only in the file."""
+    heads: list[str]
+    """Only in the file, of output layers that are not wanted."""
+
+
+def load(network: HeadedNet, wanted: InitFrom) -> str:
     """Copy matching weights of a model file into a network.
 
     Args:
@@ -23,22 +45,21 @@ def load(network: torch.nn.Module, wanted: InitFrom) -> str:
 
     Raises:
         CheckpointError: where the file cannot be read, or for a mismatch that is not allowed.
+        ConfigError: for ``fresh_heads`` of a network that does not name its output layers.
     """
-    given, own = load_model(Path(wanted.path), own=False).weights, network.state_dict()
-    listing = compare(given, own, wanted)
-    fitting = {k: given[k] for k in own if k in given and own[k].shape == given[k].shape}
-    network.load_state_dict({**own, **fitting})
+    model, own = load_model(Path(wanted.path), own=False), network.state_dict()
+    listing = compare(model, network, wanted)
+    fitting = _match(model, network, wanted).fitting
+    network.load_state_dict({**own, **{k: model.weights[k] for k in fitting}})
     return listing
 
 
-def compare(
-    given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: InitFrom
-) -> str:
+def compare(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> str:
     """List which weights of a file fit a network.
 
     Args:
-        given: weights of the file by name.
-        own: weights of the network by name; they may be on torch's meta device.
+        model: content of the file.
+        network: it may be on torch's meta device.
         wanted: path of the file, for the listing, and which mismatches are allowed.
 
     Returns:
@@ -46,33 +67,110 @@ def compare(
 
     Raises:
         CheckpointError: for a mismatch that is not allowed.
+        ConfigError: for ``fresh_heads`` of a network that does not name its output layers.
     """
-    shape = [k for k in own if k in given and own[k].shape != given[k].shape]
-    missing = [k for k in own if k not in given]
-    unused = [k for k in given if k not in own]
+    if wanted.fresh_heads and not network.outputs:
+        known = ", ".join(outline.declaring("outputs", len(network.divisor)))
+        raise ConfigError(
+            f"train.init_from.fresh_heads: the network {type(network).__name__} does not name its"
+            f" output layers. Set false and accept what differs with allow_shape, or take one of:"
+            f" {known}."
+        )
+    given, own, match = model.weights, network.state_dict(), _match(model, network, wanted)
     listing = "\n".join(
         [
-            (
-                f"Initial weights from {wanted.path}: {len(own) - len(missing) - len(shape)} of"
-                f" {len(own)} loaded"
-            ),
-            *(f"  left fresh (not in the file): {k}" for k in missing),
+            f"Initial weights from {wanted.path}: {len(match.fitting)} of {len(own)} loaded",
+            *(f"  left fresh (output layer): {k}" for k in match.fresh),
+            *(f"  left fresh (not in the file): {k}" for k in match.missing),
             *(
                 f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)}"
                 f" here): {k}"
-                for k in shape
+                for k in match.shape
             ),
-            *(f"  skipped (not in this network): {k}" for k in unused),
+            *(f"  skipped (output layer): {k}" for k in match.heads),
+            *(f"  skipped (not in this network): {k}" for k in match.unused),
         ]
     )
     for names, allowed, option in (
-        (missing, wanted.allow_missing, "allow_missing"),
-        (unused, wanted.allow_unused, "allow_unused"),
-        (shape, wanted.allow_shape, "allow_shape"),
+        (match.missing, wanted.allow_missing, "allow_missing"),
+        (match.unused, wanted.allow_unused, "allow_unused"),
+        (match.shape, wanted.allow_shape, "allow_shape"),
     ):
         if names and not allowed:
+            hints = " ".join(_hints(names, network, model, wanted))
             raise CheckpointError(
                 f"{listing}\ntrain.init_from: {len(names)} weights do not match; accept this with"
-                f" train.init_from.{option}: true."
+                f" train.init_from.{option}: true.{hints and ' '}{hints}"
             )
     return listing
+
+
+def fresh_names(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> list[str]:
+    """Weights that a file leaves as they are.
+
+    Args:
+        model: content of the file.
+        network: it may be on torch's meta device.
+        wanted: which mismatches are allowed.
+
+    Returns:
+        Their names.
+    """
+    match = _match(model, network, wanted)
+    return [*match.fresh, *match.missing, *match.shape]
+
+
+def _match(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> _Match:
+    """Sort the weights of file and network."""
+    given, own = model.weights, network.state_dict()
+    outputs = network.outputs if wanted.fresh_heads else ()
+    theirs = (*outputs, *_outputs_of(model)) if wanted.fresh_heads else ()
+    fresh = [k for k in own if is_within(k, outputs)]
+    others = [k for k in own if not is_within(k, outputs)]
+    surplus = [k for k in given if k not in own]
+    return _Match(
+        fitting=[k for k in others if k in given and own[k].shape == given[k].shape],
+        fresh=fresh,
+        missing=[k for k in others if k not in given],
+        shape=[k for k in others if k in given and own[k].shape != given[k].shape],
+        unused=[k for k in surplus if not is_within(k, theirs)],
+        heads=[k for k in surplus if is_within(k, theirs)],
+    )
+
+
+def _outputs_of(model: Checkpoint) -> tuple[str, ...]:
+    """Output layers of the network that a file is of; none where it is not known here."""
+    try:
+        config = from_dict(model.config)
+        return outline.bounded(config.network, *model.channels, config.data.dims).outputs
+    except UserError:
+        return ()
+
+
+def _hints(
+    names: Iterable[str], network: HeadedNet, model: Checkpoint, wanted: InitFrom
+) -> Iterator[str]:
+    """What else can be done about weights that do not match."""
+    given: Mapping[str, torch.Tensor] = model.weights
+    own = network.state_dict()
+    outputs = (*network.outputs, *(() if wanted.fresh_heads else _outputs_of(model)))
+    heads = [k for k in names if is_within(k, outputs)]
+    if heads and network.outputs and not wanted.fresh_heads:
+        yield (
+            f"{len(heads)} of them are of output layers, as with other classes: to leave these"
+            " fresh and nothing else, set train.init_from.fresh_heads: true."
+        )
+    shapes = [(given[k].shape, own[k].shape) for k in names if k in given and k in own]
+    inputs = [
+        (there[1], here[1])
+        for there, here in shapes
+        if len(there) == len(here) > 1
+        and there[1] == model.channels[0] != here[1]
+        and (there[0], *there[2:]) == (here[0], *here[2:])
+    ]
+    if inputs:
+        yield (
+            f"The file's network takes images of {inputs[0][0]} channels, this one of"
+            f" {inputs[0][1]}: with allow_shape its first convolution alone starts afresh; or"
+            " bring the images to the same channels."
+        )

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.inference import models
 from pipeline.metrics import better
 from pipeline.progress import clock
-from pipeline.training import averaging, distributed, optim
+from pipeline.training import averaging, distributed, freezing, optim
 from pipeline.training.job import FoldJob, TrainingError
 from pipeline.training.journal import time_left
 from pipeline.training.model_files import fold_model, keep_epoch_model, keep_last_model
@@ -127,7 +127,7 @@ def _average(state: TrainingState) -> None:
 
 def _train_steps(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
     """Do the steps of the epoch that are not done yet; ``state.means`` gathers their values."""
-    state.network.train()
+    freezing.train_mode(state.network, job.config.train.freeze)
     set_training_progress(state.network, state.epoch, job.config.train.epochs)
     state.optimizer.zero_grad(set_to_none=True)
     job.raise_if_stopped()  # all that is done so far is saved
@@ -307,8 +307,7 @@ def _set_learning_rate(config: Config, state: TrainingState) -> float:
     """Set and return this epoch's rate: the schedule's, or that of the averaging phase."""
     rate = averaging.averaging_rate(config)
     if rate is not None and averaging.is_averaging(config, state.epoch):
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        optim.set_rates(state.optimizer, rate)
     return state.optimizer.param_groups[0]["lr"]
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.optim import lr_scheduler
 
 from pipeline.config import ConfigError, Train, bind
+from pipeline.networks import parts
 from pipeline.registry import Registry
 
 
@@ -56,6 +57,9 @@ def _sgd(
     )
 
 
+FACTOR = "lr_factor"
+"""Key of a parameter group: its learning rate as a share of the output layers' (layer decay)."""
+
 Optimizer: TypeAlias = torch.optim.Optimizer
 Schedule: TypeAlias = lr_scheduler.LRScheduler
 
@@ -68,7 +72,10 @@ class OptimizerEntry:
     """
 
     make: Callable[..., Optimizer]
-    """``make(parameters, **options)`` gives one of torch's optimisers."""
+    """``make(parameters, **options)`` gives one of torch's optimisers.
+
+    ``parameters`` are tensors, or with ``train.layer_decay`` groups as torch takes them.
+    """
 
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
@@ -146,7 +153,10 @@ class ScheduleEntry:
     """An entry of the table of learning-rate schedules."""
 
     make: Callable[..., Schedule]
-    """``make(optimizer, epochs, **options)`` gives one of torch's schedulers, stepped by epoch."""
+    """``make(optimizer, epochs, **options)`` gives one of torch's schedulers, stepped by epoch.
+
+    With ``train.layer_decay`` the rate of the first group counts; the others follow it.
+    """
 
 
 SCHEDULES: Registry[ScheduleEntry] = Registry(
@@ -168,11 +178,12 @@ def make_optimizer(train: Train, network: torch.nn.Module) -> tuple[Optimizer, S
     """Build optimiser and schedule of a config.
 
     Args:
-        train: its ``optimizer``, ``schedule`` and ``epochs``.
+        train: its ``optimizer``, ``schedule``, ``epochs`` and ``layer_decay``.
         network: whose parameters with gradients are optimised.
 
     Returns:
-        Optimiser and schedule.
+        Optimiser and schedule. With ``layer_decay`` the optimiser has a group for each level, the
+        output layers first, whose ``lr_factor`` :func:`set_rates` applies.
 
     Raises:
         ConfigError: for unknown names and impossible options.
@@ -180,10 +191,47 @@ def make_optimizer(train: Train, network: torch.nn.Module) -> tuple[Optimizer, S
     optimizer = bind(OPTIMIZERS, train.optimizer, "train.optimizer", ("parameters",))
     schedule = bind(SCHEDULES, train.schedule, "train.schedule", ("optimizer", "epochs"))
     try:
-        made = optimizer([p for p in network.parameters() if p.requires_grad])
-        return made, schedule(optimizer=made, epochs=train.epochs)
+        made = optimizer(_weights(train, network))
+        for group in made.param_groups if train.layer_decay is not None else ():
+            group["lr"] *= group[FACTOR]
+        made_schedule = schedule(optimizer=made, epochs=train.epochs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.optimizer or train.schedule: {error}") from None
+    _follow_first(made)
+    return made, made_schedule
+
+
+def _weights(train: Train, network: torch.nn.Module) -> list[Any]:
+    """Weights to be trained; with ``layer_decay`` in groups, the output layers first."""
+    if train.layer_decay is None:
+        return [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in level if p.requires_grad], FACTOR: train.layer_decay**n}
+        for n, level in enumerate(parts.by_level(network))
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_rates(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups, whatever the schedule says.
+
+    Args:
+        optimizer: changed in place.
+        rate: of output layers, or of all; with layer decay the other groups follow by their
+            factors.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[FACTOR] if FACTOR in group else rate
+
+
+def _follow_first(optimizer: Optimizer) -> None:
+    """With layer decay: give each group its share of the rate that a schedule gave the first one.
+
+    So every schedule keeps the factors, at its ``min_lr``, too.
+    """
+    first, *others = optimizer.param_groups
+    for group in others if FACTOR in first else ():
+        group["lr"] = first["lr"] * (group[FACTOR] / first[FACTOR])
 
 
 def step_schedule(schedule: Schedule, monitored: float) -> None:
@@ -197,3 +245,4 @@ def step_schedule(schedule: Schedule, monitored: float) -> None:
         schedule.step(monitored)
     else:
         schedule.step()
+    _follow_first(schedule.optimizer)

@@ -11,6 +11,7 @@ import torch
 from pipeline import colours, files, postprocess
 from pipeline.config import Config
 from pipeline.tasks import TASKS
+from pipeline.training import freezing
 from pipeline.training.job import FoldJob
 
 ROWS = 4
@@ -35,7 +36,7 @@ def preview_batch(job: FoldJob, network: torch.nn.Module, done: int) -> None:
         batch = _fixed_batch(job)
         network.eval()
         outputs = network(job.images(batch))["main"].float().cpu().numpy()
-        network.train()
+        freezing.train_mode(network, job.config.train.freeze)
     targets = batch[next(iter(job.config.targets))].numpy()
     rows = [
         np.concatenate(

@@ -139,7 +139,8 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
     """Scores that any network has to beat, computed once, when all folds are complete.
 
     Of binary labels an empty prediction and the best global threshold, on at most 32 cases; of
-    images the input itself, on all of them.
+    images the input itself, on all of them. With folds of the user's own, cases that none holds
+    out are left out.
     """
     labels = TASKS[run.config.rules].decides
     every = all(run.folder.fold(n).completed for n in range(run.config.data.folds.count))
@@ -149,7 +150,8 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
         logger.info(
             "Scoring what any network has to beat" + ("" if labels else ": the inputs themselves")
         )
-        cases = list(run.cached.values())
+        scored = {name for split in run.splits for name in split.val}
+        cases = [case for name, case in run.cached.items() if name in scored]
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
         rows = baselines.BASELINES[run.config.task](run.config, chosen, run.scoring)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, Problem
+from pipeline.data import own_splits
 from pipeline.files import lock, nearest, refused, require_text
 from pipeline.inference.devices import resolve
 from pipeline.records import ALL, FoldName, UserError
@@ -130,6 +131,7 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
     """
     yield from _names(config)
     yield from _unmonitored(config, start)
+    yield from _own_folds(config)
     for what, path in (("the run folder", start.folder), *_store(config)):
         if (file := _file_in_path(path)) is not None:
             advice = (
@@ -160,6 +162,16 @@ def _unmonitored(config: Config, start: Start) -> Iterator[Problem]:
             " train.schedule to another one, such as poly or cosine, in a run of its own (--out).",
             ("train.schedule",),
         )
+
+
+def _own_folds(config: Config) -> Iterator[Problem]:
+    """A file of own folds that cannot be read, or holds another number of folds."""
+    path = own_splits.path_of(config.data)
+    try:
+        if path is not None:
+            own_splits.read(path, config.data.folds.count)
+    except UserError as error:
+        yield Problem(str(error), ("data.folds.file", "data.folds.count"))
 
 
 def _foreign_files(start: Start, root: Path) -> Iterator[Problem]:

@@ -10,11 +10,11 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline import limits
+from pipeline import files, limits
 from pipeline.config import Config, ConfigError, Problem, numbers
-from pipeline.data import cache, checks, described, folds, resolve, world
+from pipeline.data import cache, checks, described, folds, own_splits, resolve, world
 from pipeline.data import cases as case_finder
 from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
@@ -381,14 +381,17 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
     Raises:
         UserError: where the cases cannot be split so.
     """
-    rules = config.data.folds
+    rules, own = config.data.folds, own_splits.path_of(config.data)
+    contents = {f.id: f.content for f in data.properties}
+    about: dict[str, Any] = {"seed": config.seed, "by": rules.by, "count": rules.count}
+    if own is not None:
+        checked = own_splits.splits(own, data.cases, contents, rules)
+        about["file"] = files.sha256(own)
     return (folds.load_or_make if write else folds.load_or_plan)(
         RunFolder(run).splits_file,
-        lambda: folds.split(
-            data.cases, {f.id: f.content for f in data.properties}, rules, config.seed
-        ),
+        lambda: folds.split(data.cases, contents, rules, config.seed) if own is None else checked,
         [c.id for c in data.cases],
-        {"seed": config.seed, "by": rules.by, "count": rules.count},
+        about,
     )
 
 
@@ -414,7 +417,7 @@ def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
 
 
 def check_folds(config: Config, found: Examined, start: Start) -> None:
-    """Check that the folds asked for can be trained on these cases.
+    """Check that the folds asked for can be trained on these cases; log warnings.
 
     Args:
         config: the resolved config.
@@ -426,11 +429,12 @@ def check_folds(config: Config, found: Examined, start: Start) -> None:
             fold nothing to learn from.
     """
     changed = list(run_problems(start, found)) if start.continues else []
-    problems = [
-        p.text for p in changed or fold_problems(config, start, found) if p.severity == "error"
-    ]
-    if problems:
-        raise UserError("\n  ".join(problems))
+    problems = changed or list(fold_problems(config, start, found))
+    for problem in problems:
+        if problem.severity == "warning":
+            log_fault(problem.severity, problem.text)
+    if errors := [p.text for p in problems if p.severity == "error"]:
+        raise UserError("\n  ".join(errors))
 
 
 def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
@@ -449,8 +453,12 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
             config, Path(os.devnull) if start.fresh else start.folder, found, write=False
         )
     except UserError as error:
-        yield Problem(str(error), ("data.folds.count", "data.folds.by"))
+        keys = ("data.folds.count", "data.folds.by", "data.folds.file")
+        yield from (Problem(line.strip(), keys) for line in str(error).splitlines())
         return
+    if (own := own_splits.path_of(config.data)) is not None:
+        for text in own_splits.notes(own, plan, found.cases):
+            yield Problem(text, ("data.folds.file",), "warning")
     ignored = {f.id for f in found.properties if _is_void(config, f)}
     sides: dict[FoldName, list[tuple[Sequence[str], str]]] = {
         n: [(split.train, "learn from"), (split.val, "validate on")] for n, split in enumerate(plan)

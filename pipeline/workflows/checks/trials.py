@@ -23,6 +23,7 @@ from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.networks import outline as outlines
+from pipeline.networks import parts as network_parts
 from pipeline.records import LossTerm, NamedOptions, UserError
 from pipeline.training import initial, optim
 
@@ -323,7 +324,7 @@ def initial_weights(
         channels: input and output channels; None: those of the file's own images.
 
     Yields:
-        At most one error.
+        At most one error, or a warning of frozen weights that the file lacks.
     """
     key = "train.init_from"
     try:
@@ -332,12 +333,55 @@ def initial_weights(
             model.channels[0],
             tasks.TASKS[config.rules].channels(config, model.channels[0]),
         )
-        initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
+        network = outline(config, ends)
+        initial.compare(model, network, wanted)
+        names = initial.fresh_names(model, network, wanted)
+        random = [name for name in names if network_parts.is_within(name, config.train.freeze)]
+        if random:
+            text = f"{len(random)} frozen weights are not loaded and stay random: {random[0]}"
+            yield Problem(
+                f"train.freeze: {text}{', ...' * (len(random) > 1)}. Do not freeze them.",
+                ("train.freeze",),
+                "warning",
+            )
     except UserError as error:
         text = str(error)
         yield Problem(text if key in text else f"{key}: {text}", (key,))
     except EXPECTED:
         return  # the network itself cannot be built, which is reported elsewhere
+
+
+def parts(config: Config, made: HeadedNet) -> Iterator[Problem]:
+    """Check ``train.freeze`` and ``train.layer_decay`` against the parts of the network.
+
+    Args:
+        config: the resolved config.
+        made: outline of the network.
+
+    Yields:
+        Errors, and a warning where random weights are frozen.
+    """
+    if config.train.freeze and config.train.init_from is None:
+        text = "train.freeze without train.init_from: random weights stay random."
+        yield Problem(f"{text} Name a model file, or freeze nothing.", ("train.freeze",), "warning")
+    try:
+        network_parts.frozen_by(made, config.train.freeze)
+    except ConfigError as error:
+        yield Problem(str(error), ("train.freeze",))
+    if config.train.layer_decay is None:
+        return
+    if not made.levels:
+        known = ", ".join(outlines.declaring("levels", config.data.dims))
+        yield Problem(
+            f"train.layer_decay: the network {config.network.name!r} declares no levels. Set null,"
+            f" or take one of: {known}.",
+            ("train.layer_decay",),
+        )
+        return
+    try:
+        network_parts.by_level(made)
+    except ConfigError as error:
+        yield Problem(str(error), ("train.layer_decay",))
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -453,7 +497,7 @@ def optimizer(config: Config) -> Iterator[Problem]:
     Yields:
         Errors.
     """
-    module, train = torch.nn.Linear(1, 1), config.train
+    module, train = torch.nn.Linear(1, 1), dataclasses.replace(config.train, layer_decay=None)
     alone = dataclasses.replace(train, schedule=NamedOptions(name="constant"))
     found = list(proportions("train.optimizer", train.optimizer, {}))
     found = found or list(
