@@ -101,10 +101,15 @@ class HeadedNet(nn.Module):
             size: voxels of the input along each axis.
 
         Returns:
-            The heads, each ``(B, K, *size)``.
+            The heads, each ``(B, K, *size)``; those of ``deep`` have ``size`` divided by their
+            stride, rounded up.
         """
-        window = (..., *(slice(n) for n in size))
-        return {name: y[window] for name, y in heads.items()}
+        found = {}
+        for name, y in heads.items():
+            steps = self.deep[name].stride if name in self.deep else (1,) * len(size)
+            window = (slice(-(-n // step)) for n, step in zip(size, steps, strict=True))
+            found[name] = y[(..., *window)]
+        return found
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """Round a size up to the next multiples of ``divisor``.
