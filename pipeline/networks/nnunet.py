@@ -20,8 +20,6 @@ from pipeline.networks.base import (
     require,
 )
 from pipeline.networks.nnunet_parts import (
-    CONV,
-    TRANSPOSED,
     Blocks,
     Decoder,
     Encoder,
@@ -110,7 +108,9 @@ def nnunet_weights(strides: Sequence[Size]) -> dict[str, DeepHead]:
 def _initialise(network: nn.Module) -> None:
     """He's normal distribution for all kernels; residual blocks begin as their skip connection."""
     for module in network.modules():
-        if isinstance(module, (*CONV.values(), *TRANSPOSED.values())):
+        if isinstance(
+            module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
+        ):
             nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
