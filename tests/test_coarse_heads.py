@@ -16,12 +16,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_image_training import SMALL, pair
 from test_ranks import end, start
 from test_resume import Events
 from torch.nn import functional
 
 from pipeline import config as configs
-from pipeline import networks, train
+from pipeline import files, networks, train
 from pipeline.data.derived import of_term
 from pipeline.losses import LOSSES, WeightedSum, main_factor, with_deep
 from pipeline.losses.coarse import subsampled
@@ -70,11 +71,14 @@ def labels(classes: int = 3) -> torch.Tensor:
 
 
 def summed(
-    terms: Sequence[LossTerm], kinds: Mapping[str, str], *more: Any
+    terms: Sequence[LossTerm],
+    kinds: Mapping[str, str],
+    ignore_label: int | None = None,
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> tuple[WeightedSum, tuple[LossTerm, ...]]:
     added = with_deep(terms, DEEP, DEEP)
-    padded = [*more, *[None] * (2 - len(more))]
-    return WeightedSum(added, kinds, *padded, DEEP, main_factor(terms, DEEP)), added
+    main = main_factor(terms, DEEP)
+    return WeightedSum(added, kinds, ignore_label, regions, DEEP, main), added
 
 
 # --- sizes ----------------------------------------------------------------------------------------
@@ -332,6 +336,20 @@ def test_losses_of_two_epochs(tiny: Path, surfaces: Path, tmp_path: Path, capsys
             sum(weight * row[f"val/{n}"] for n, weight in names.items()), rel=1e-5
         )
         assert not [key for key in row if "deep3" in key]
+
+
+def test_an_image_system_trains_with_coarse_heads(tmp_path: Path) -> None:
+    for n in range(4):
+        for folder, array in zip(("src", "dst"), pair(n, np.uint8), strict=True):
+            files.write(tmp_path / folder / f"{'ab'[n // 2]}_{n}.png", array)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    words = ["--config", str(tmp_path / "small.yaml"), "--data-dir", str(tmp_path), "--fold", "0"]
+    change = ("train.epochs=1", f"network={json.dumps(NETWORK)}", "metrics=[psnr]")
+    assert train.main([*words, "--out", str(tmp_path / "run"), "--set", *change]) == 0
+    (row,) = rows(tmp_path / "run")
+    parts = [row[f"train/charbonnier{head}"] for head in ("", "@deep1", "@deep2")]
+    assert row["train_loss"] == pytest.approx(np.dot([4 / 7, 2 / 7, 1 / 7], parts), rel=1e-5)
+    assert row["val_loss"] == pytest.approx(row["val/charbonnier"])
 
 
 @pytest.mark.slow

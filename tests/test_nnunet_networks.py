@@ -137,7 +137,8 @@ def test_weights_have_nnunets_names(name: str, deep: bool) -> None:
 )
 def test_blocks_of_the_residual_encoder(levels: int, blocks: list[int]) -> None:
     net = bounded(NamedOptions(name="resenc_unet", options={"channels": [2] * levels}), 1, 1, 2)
-    assert [len(stage.blocks) for stage in net.encoder.stages] == blocks
+    stages = net.get_submodule("encoder.stages").children()
+    assert [len(list(s.get_submodule("blocks").children())) for s in stages] == blocks
 
 
 @pytest.mark.parametrize("name", [*NAMES, "mednext"])
@@ -230,7 +231,7 @@ def test_heads_of_mednext_are_ordered_from_fine_to_coarse(dims: int) -> None:
 def test_receptive_radius_of_the_plain_network(which: tuple[str, int, Options]) -> None:
     """Kernels and strides say how far a voxel of the output sees, on either side of an edge."""
     _, dims, options = which
-    options = {k: v for k, v in options.items() if k != "blocks"} | {"convs": 2}
+    options = {**{k: v for k, v in options.items() if k != "blocks"}, "convs": 2}
     net = made("plain_unet", dims, **options)
     rows = [(s,) * dims if isinstance(s, int) else s for s in options["strides"]]
     wanted = []
@@ -276,7 +277,7 @@ def trained_by_main_and_deep(net: HeadedNet) -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", [*NAMES, "mednext"])
 def test_gradient_reaches_every_weight_but_the_coarsest_head(name: str, dims: int) -> None:
-    small = {} if name == "mednext" else {"channels": [3, 4, 5, 6]}
+    small: Options = {} if name == "mednext" else {"channels": [3, 4, 5, 6]}
     net = made(name, dims, **small)
     randomised(net)
     trained_by_main_and_deep(net)
@@ -305,7 +306,7 @@ def test_without_deep_supervision_all_that_is_trained_is_used(name: str) -> None
 
 @pytest.mark.parametrize("name", [*NAMES, "mednext"])
 def test_copies_seeds_and_one_name_for_each_weight(name: str) -> None:
-    small = {} if name == "mednext" else {"channels": [2, 3, 4]}
+    small: Options = {} if name == "mednext" else {"channels": [2, 3, 4]}
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)

@@ -16,7 +16,8 @@ from pipeline.records import DeepHead, NamedOptions
 class HeadedNet(nn.Module):
     """A network that takes ``(B, C, *S)`` of any size and returns ``{head: (B, K, *S)}``, logits.
 
-    Subclasses write :meth:`run`, which may rely on every axis being a multiple of ``divisor``.
+    Heads of ``deep`` have S divided by their stride, rounded up. Subclasses write :meth:`run`,
+    which may rely on every axis being a multiple of ``divisor``.
 
     Args:
         heads: names of all heads that it can return: ``main`` always, ``deep1`` ... (deep

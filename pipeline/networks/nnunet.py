@@ -108,9 +108,7 @@ def nnunet_weights(strides: Sequence[Size]) -> dict[str, DeepHead]:
 def _initialise(network: nn.Module) -> None:
     """He's normal distribution for all kernels; residual blocks begin as their skip connection."""
     for module in network.modules():
-        if isinstance(
-            module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
-        ):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
