@@ -74,15 +74,10 @@ def mednext(
 ) -> HeadedNet:
     """MedNeXt of the published sizes, as MONAI builds it.
 
-    Weights in 3D, one channel in, 14 out, with deep supervision (as published: 5.6, 10.5, 17.6,
-    61.8 million with kernel 3; 5.9, 11.0, 18.3, 63.0 with kernel 5; all eight agree to 0.1
-    million):
-
-    ====== ========== ========== ========== ==========
-    kernel S          B          M          L
-    3       5,564,806 10,524,742 17,547,398 61,740,646
-    5       5,994,438 10,954,374 18,259,270 62,954,278
-    ====== ========== ========== ========== ==========
+    Weights in 3D for one channel in and 14 out, with deep supervision. Kernel 3: S 5,564,806, B
+    10,524,742, M 17,547,398, L 61,740,646. Kernel 5: S 5,994,438, B 10,954,374, M 18,259,270, L
+    62,954,278. All eight agree to 0.1 million with the published ones: 5.6, 10.5, 17.6 and 61.8, and
+    5.9, 11.0, 18.3 and 63.0.
 
     Args:
         in_channels: channels of the input.
