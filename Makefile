@@ -21,6 +21,10 @@ test: .venv/.ready
 # Kills, preemptions, ranks that die, a real Slurm where there is one: minutes of waiting for processes to start.
 # Then every property with more examples than `make test` draws, the same ones every time: a gate must not depend on luck.
 slow: .venv/.ready
+# nnU-Net's networks, which ours are compared with. Without its dependencies: one of them is pinned to a
+# version that nnU-Net itself does not take, and these networks need torch only. Without it, or a network
+# to fetch it from, those tests are skipped.
+	-$(BIN)/python -m pip install --quiet --no-deps dynamic-network-architectures==0.4.4
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 	$(MAKE) properties SEEDS="1 2 3"
 

@@ -58,6 +58,26 @@ NETWORKS = {
         (1, 3),
         2,
     ),
+    "plain_unet 3D, anisotropic": (
+        NamedOptions(
+            name="plain_unet",
+            options={
+                "channels": [4, 6, 8, 8],
+                "kernel": [[1, 3, 3], 3, 3, 3],
+                "strides": [1, [1, 2, 2], 2, [1, 3, 2]],
+            },
+        ),
+        (1, 3),
+        3,
+    ),
+    "resenc_unet 2D": (
+        NamedOptions(
+            name="resenc_unet", options={"channels": [4, 8, 8], "deep_supervision": False}
+        ),
+        (2, 3),
+        2,
+    ),
+    "mednext 2D": (NamedOptions(name="mednext"), (1, 2), 2),
     "segresnet 3D": (NamedOptions(name="segresnet", options={"filters": 8}), (1, 1), 3),
     "sa_unet": (NamedOptions(name="sa_unet", options={"channels": [4, 8, 16]}), (3, 1), 2),
     "image_unet": (NamedOptions(name="image_unet", options={"base": 4}), (3, 3), 2),

@@ -429,6 +429,8 @@ NORMED = [
     ),
     ("dynunet", {"channels": [4, 4, 4], "block": 2}),
     ("segresnet", {"filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}),
+    ("plain_unet", {"channels": [4, 4, 4]}),
+    ("resenc_unet", {"channels": [4, 6], "blocks": 1}),
 ]
 
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.config import ConfigError, nearest
 from pipeline.data import derived
+from pipeline.losses.coarse import downsampled, means, subsampled
+from pipeline.losses.deep import NO_HEADS, is_deep
 from pipeline.losses.masked import Loss
 from pipeline.losses.table import LOSSES, for_target, make, reads
-from pipeline.records import LossTerm
+from pipeline.records import DeepHead, LossTerm
 
 
 class WeightedSum:
     """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
 
     Voxels of a label target that hold ``ignore_label`` count in no term. A soft mask is reduced to
-    the size of a smaller head by the means of blocks. A loss that reads a map made from its target
+    the size of a smaller head by the means of blocks. For a head of ``deep`` labels, ignored voxels
+    and maps are taken at the middle voxel of each block, images and soft masks are the means of
+    blocks. A loss that reads a map made from its target
     (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one that reads
     the mask of change ``batch["mask"]``; the attribute ``maps`` holds these names by term.
 
@@ -34,6 +35,8 @@ class WeightedSum:
         regions: class numbers of each region that a channel of the main and the deep-supervision
             heads stands for: their losses are means over regions, each of one channel and the mask
             of its classes; None: channels stand for classes.
+        deep: strides of heads that are coarser than the input, as a network has them.
+        main: factor of the terms of head ``main`` in training, see :func:`main_factor`.
 
     Raises:
         ConfigError: for an unknown loss, option or target, a loss of the wrong kind, a mask that is
@@ -54,6 +57,8 @@ class WeightedSum:
         kinds: Mapping[str, str],
         ignore_label: int | None = None,
         regions: Sequence[Sequence[int]] | None = None,
+        deep: Mapping[str, DeepHead] = NO_HEADS,
+        main: float = 1.0,
     ) -> None:
         _refuse(
             [
@@ -70,6 +75,8 @@ class WeightedSum:
         self.kinds = dict(kinds)
         self.ignore_label = ignore_label
         self.regions = regions
+        self.deep = dict(deep)
+        self.main = main
         for key, term in self.terms.items():
             if regions is not None and kinds[term.target] == "labels" and _is_main(term.head):
                 self.losses[key] = by_region(self.losses[key], regions)
@@ -97,7 +104,7 @@ class WeightedSum:
         targets: dict[str, tuple[Tensor, Tensor]] = {}
         values: dict[str, Tensor] = {}
         for key, term in self.terms.items():
-            if not training and _is_deep(term.head) and term.head not in outputs:
+            if not training and is_deep(term.head) and term.head not in outputs:
                 continue
             if term.target not in targets:
                 targets[term.target] = self._clean(
@@ -105,16 +112,25 @@ class WeightedSum:
                 )
             head = _pick(outputs, term.head, key, "the network's output", "head")
             target, valid = targets[term.target]
-            if self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
-                target, valid = _downsampled(target, valid, head.shape[2:])
             maps = [self._map(batch, key)] if key in self.maps else []
+            if term.head in self.deep:
+                stride = self.deep[term.head].stride
+                target, valid = self._coarser(term.target, target, valid, stride)
+                maps = [self._coarser_map(self.maps[key], m, stride) for m in maps]
+            elif self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
+                target, valid = downsampled(target, valid, head.shape[2:])
             values[key] = self.losses[key](head, target, valid, *maps)
         if not values:
             raise KeyError(
                 "no loss term is left: all read deep-supervision heads, and the output has only"
                 f" {sorted(outputs)}."
             )
-        total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()
+        main = self.main if training else 1.0
+        weighted = [
+            self.terms[key].weight * (main if self.terms[key].head == "main" else 1.0) * value
+            for key, value in values.items()
+        ]
+        total = torch.stack(weighted).sum()
         return total, {key: value.detach() for key, value in values.items()}
 
     def _map(self, batch: Mapping[str, Tensor], key: str) -> Tensor:
@@ -122,6 +138,20 @@ class WeightedSum:
         name = self.maps[key]
         found = _pick(batch, name, key, "the batch", "map")
         return self._clean(found, name)[0] if name in self.kinds else found
+
+    def _coarser(
+        self, name: str, target: Tensor, valid: Tensor, stride: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """A target at a head of some stride, and where it counts."""
+        if self.kinds[name] == "labels":
+            return subsampled(target, stride), subsampled(valid, stride)
+        return means(target, valid, stride)
+
+    def _coarser_map(self, name: str, found: Tensor, stride: Sequence[int]) -> Tensor:
+        """A map at a head of some stride; the soft mask of change is reduced as a target is."""
+        if name != derived.MASK or self.kinds.get(name) == "labels":
+            return subsampled(found, stride)
+        return means(found, torch.ones_like(found[:, :1]), stride)[0]
 
     def _clean(self, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``."""
@@ -131,27 +161,6 @@ class WeightedSum:
         # background.
         ignored = target.long() == self.ignore_label
         return target.masked_fill(ignored, 0), (~ignored).float()
-
-
-def _downsampled(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Reduce a target ``(B, C, *S)`` to ``size`` by the means of blocks.
-
-    ``valid`` stays 1 where a whole block is. Blocks have one size; the last may be smaller, as for
-    a head of half the size, rounded up. Where no such blocks bring S to ``size``, nothing is
-    changed, and the loss refuses the shapes.
-    """
-    full = target.shape[2:]
-    block = [math.ceil(n / m) for n, m in zip(full, size, strict=True)]
-    if max(block) == 1 or any(
-        math.ceil(n / b) != m for n, b, m in zip(full, block, size, strict=True)
-    ):
-        return target, valid
-    mean, most = (
-        (functional.avg_pool2d, functional.max_pool2d)
-        if len(full) == 2
-        else (functional.avg_pool3d, functional.max_pool3d)
-    )
-    return mean(target.float(), block, ceil_mode=True), 1 - most(1 - valid, block, ceil_mode=True)
 
 
 def _keys(terms: Sequence[LossTerm]) -> list[str]:
@@ -226,11 +235,7 @@ def by_region(loss: Loss, regions: Sequence[Sequence[int]]) -> Loss:
 
 
 def _is_main(head: str) -> bool:
-    return head == "main" or _is_deep(head)
-
-
-def _is_deep(head: str) -> bool:
-    return re.fullmatch(r"deep\d+", head) is not None
+    return head == "main" or is_deep(head)
 
 
 def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: str) -> Tensor:
@@ -240,38 +245,6 @@ def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: 
             f" {', '.join(sorted(tensors)) or 'nothing'}."
         )
     return tensors[name]
-
-
-def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTerm, ...]:
-    """Add terms for deep-supervision heads where no term names one.
-
-    The terms of head main are repeated for each head ``deepN``, with their weight times ``0.5**N``,
-    N from 1 for the finest.
-
-    Args:
-        terms: terms of a config.
-        heads: names of the network's heads.
-
-    Returns:
-        All terms.
-
-    Example:
-        >>> terms = with_deep([LossTerm(name="dice")], ["main", "deep1", "deep2"])
-        >>> [(term.head, term.weight) for term in terms]
-        [('main', 1.0), ('deep1', 0.5), ('deep2', 0.25)]
-    """
-    deep = sorted((head for head in heads if _is_deep(head)), key=lambda head: int(head[4:]))
-    if any(_is_deep(term.head) for term in terms):
-        return tuple(terms)
-    main = [term for term in terms if term.head == "main"]
-    return (
-        *terms,
-        *(
-            replace(t, head=head, weight=t.weight * 0.5 ** int(head[4:]))
-            for head in deep
-            for t in main
-        ),
-    )
 
 
 def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> None:
@@ -310,7 +283,7 @@ def faults(
                 f"{where} reads head {term.head!r}, which the network does not have."
                 f" {nearest(term.head, heads)}"
             )
-    if all(_is_deep(term.head) for term in terms):
+    if all(is_deep(term.head) for term in terms):
         found.append(
             "losses: no term reads a head that validation has (deep-supervision heads exist in"
             " training only). Add one for head main."

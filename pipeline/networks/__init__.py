@@ -1,6 +1,6 @@
 """NETWORKS: what ``network:`` in a YAML may name.
 
-A network returns named heads, each as large as its input.
+A network returns named heads, each as large as its input unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import nn
 from pipeline.config import OptionTypeError, bind
 from pipeline.networks.abpn import abpn
 from pipeline.networks.base import HeadedNet
+from pipeline.networks.mednext import mednext
+from pipeline.networks.nnunet import plain_unet, resenc_unet
 from pipeline.networks.restoration import deblur_unet, image_unet
 from pipeline.networks.sa_unet import sa_unet
 from pipeline.networks.unet import dynunet, segresnet, unet
@@ -49,6 +51,9 @@ NETWORKS: Registry[NetworkEntry] = Registry(
     {
         "unet": NetworkEntry(unet),
         "dynunet": NetworkEntry(dynunet, {"block": 256}),
+        "plain_unet": NetworkEntry(plain_unet, {"convs": 64, "decoder_convs": 64}),
+        "resenc_unet": NetworkEntry(resenc_unet, {"blocks": 32, "decoder_convs": 64}),
+        "mednext": NetworkEntry(mednext),
         "segresnet": NetworkEntry(segresnet, {"blocks_down": 64, "blocks_up": 64}),
         "sa_unet": NetworkEntry(sa_unet, {"block": 256}),
         "image_unet": NetworkEntry(image_unet, {"depth": 16}),

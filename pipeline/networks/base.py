@@ -16,7 +16,8 @@ from pipeline.records import DeepHead, NamedOptions
 class HeadedNet(nn.Module):
     """A network that takes ``(B, C, *S)`` of any size and returns ``{head: (B, K, *S)}``, logits.
 
-    Subclasses write :meth:`run`, which may rely on every axis being a multiple of ``divisor``.
+    Heads of ``deep`` have S divided by their stride, rounded up. Subclasses write :meth:`run`,
+    which may rely on every axis being a multiple of ``divisor``.
 
     Args:
         heads: names of all heads that it can return: ``main`` always, ``deep1`` ... (deep
@@ -101,10 +102,15 @@ class HeadedNet(nn.Module):
             size: voxels of the input along each axis.
 
         Returns:
-            The heads, each ``(B, K, *size)``.
+            The heads, each ``(B, K, *size)``; those of ``deep`` have ``size`` divided by their
+            stride, rounded up.
         """
-        window = (..., *(slice(n) for n in size))
-        return {name: y[window] for name, y in heads.items()}
+        found = {}
+        for name, y in heads.items():
+            steps = self.deep[name].stride if name in self.deep else (1,) * len(size)
+            window = (slice(-(-n // step)) for n, step in zip(size, steps, strict=True))
+            found[name] = y[(..., *window)]
+        return found
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """Round a size up to the next multiples of ``divisor``.

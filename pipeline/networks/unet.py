@@ -283,14 +283,14 @@ def dynunet(
         " level, e.g. [32, 64, 128].",
     )
     levels = len(channels)
-    kernels = _per_level(
+    kernels = per_level(
         [kernel] * levels if isinstance(kernel, int) else kernel, levels, dims, f"{where}: kernel"
     )
     require(
         all(k % 2 for row in kernels for k in row),
         f"{where}: kernel is {kernel!r}, must hold odd numbers, e.g. 3.",
     )
-    steps = _per_level(
+    steps = per_level(
         [1] + [2] * (levels - 1) if strides is None else strides, levels, dims, f"{where}: strides"
     )
     good = all(s in (1, 2) for row in steps for s in row) and set(steps[0]) == {1}
@@ -330,8 +330,21 @@ def dynunet(
     )
 
 
-def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int, ...]]:
-    """One tuple of ``dims`` ints for each level, from a list of ints or of lists of ints."""
+def per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int, ...]]:
+    """Check an option that holds one size for each level.
+
+    Args:
+        value: a list of whole numbers of at least 1, or of lists of ``dims`` of them.
+        levels: entries that it must have.
+        dims: space axes.
+        where: name of the option in the message.
+
+    Returns:
+        ``dims`` numbers for each level.
+
+    Raises:
+        ConfigError: if it is no such list.
+    """
     listed = isinstance(value, list | tuple) and len(value) == levels
     rows = [(v,) * dims if isinstance(v, int) else v for v in value] if listed else []
     require(

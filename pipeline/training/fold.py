@@ -29,7 +29,7 @@ from pipeline.data.sampling import seed_of
 from pipeline.inference import soft
 from pipeline.networks import HeadedNet
 from pipeline.progress import Progress, clock
-from pipeline.records import ALL, FoldName, FoldResult, LossTerm, seed_number
+from pipeline.records import ALL, FoldName, FoldResult, seed_number
 from pipeline.runs import FoldFolder, RunFolder
 from pipeline.scoring import held_out
 from pipeline.scoring.cached import Scoring
@@ -248,9 +248,7 @@ def make_job(run: TrainingRun, fold: FoldName, progress: Progress) -> FoldJob:
         device=run.device,
         network=network,
         channels=run.channels,
-        losses=losses.WeightedSum(
-            _loss_terms(run, network), config.kinds, config.data.ignore_label, config.data.unions
-        ),
+        losses=_losses(run, network),
         train_loader=Loader(
             [run.cached[i] for i in split.train],
             config,
@@ -278,15 +276,22 @@ def make_job(run: TrainingRun, fold: FoldName, progress: Progress) -> FoldJob:
     )
 
 
-def _loss_terms(run: TrainingRun, network: HeadedNet) -> Sequence[LossTerm]:
+def _losses(run: TrainingRun, network: HeadedNet) -> losses.WeightedSum:
     """The config's terms; from version 2 on also those of deep-supervision heads not in it."""
-    written = run.config.losses
-    terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
-    if deep := sorted({term.head for term in terms[len(written) :]}):
-        heads = ", ".join(f"{head} ({0.5 ** int(head[4:]):g} times)" for head in deep)
+    data, written, weights = run.config.data, run.config.losses, network.deep
+    terms, main = written, 1.0
+    if run.version >= 2:
+        terms = losses.with_deep(written, network.heads, weights)
+        main = losses.main_factor(written, weights)
+    if deep := dict.fromkeys(term.head for term in terms[len(written) :]):
+        factors = {h: weights[h].weight if h in weights else 0.5 ** int(h[4:]) for h in deep}
+        heads = ", ".join(f"{head} ({factor:.4g} times)" for head, factor in factors.items())
+        count = "count again" if main == 1 else f"count {main:.4g} times in training, and again"
         advice = "name these heads in losses to weigh them yourself"
-        logger.info(f"Deep supervision: the losses of head main count again for {heads}; {advice}")
-    return terms
+        logger.info(f"Deep supervision: the losses of head main {count} for {heads}; {advice}")
+    return losses.WeightedSum(
+        terms, run.config.kinds, data.ignore_label, data.unions, weights, main
+    )
 
 
 def _raise_if_stopped(context: DistributedContext) -> None:

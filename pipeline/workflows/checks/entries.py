@@ -132,7 +132,7 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
             f" patch: {error}"
         )
         yield Problem(f"{text}. Correct its options or data.patch.size.", ("network",))
-    yield from trials.loss_terms(config, heads, ends[0])
+    yield from trials.loss_terms(config, heads, ends[0], network.deep)
     yield from _tiles(config)
     yield from trials.parts(config, network)
     if config.train.init_from is not None:

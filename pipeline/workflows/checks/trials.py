@@ -24,7 +24,7 @@ from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.networks import outline as outlines
 from pipeline.networks import parts as network_parts
-from pipeline.records import LossTerm, NamedOptions, UserError
+from pipeline.records import DeepHead, LossTerm, NamedOptions, UserError
 from pipeline.training import initial, optim
 
 EXPECTED = (
@@ -284,8 +284,8 @@ def head_shapes(
 ) -> dict[str, tuple[int, Sequence[float]]]:
     """Channels of every head and its size as a share of the input's, from a run on a small patch.
 
-    Networks with more than ``HEAVY`` weights are not run: all heads then get the shape of the
-    main one.
+    Networks with more than ``HEAVY`` weights are not run: all heads without a stride of their own
+    then get the shape of the main one.
 
     Args:
         config: the resolved config.
@@ -299,8 +299,10 @@ def head_shapes(
         ConfigError: or what torch raises, where the network cannot be run.
     """
     dims = config.data.dims
+    # The size of a head with a stride is known: an input of EDGE may be smaller than the stride.
+    known = {name: [1 / s for s in head.stride] for name, head in made.deep.items()}
     if networks.parameters(made) > HEAVY:
-        return dict.fromkeys(made.heads, (channels[1], (1.0,) * dims))
+        return {name: (channels[1], known.get(name, [1.0] * dims)) for name in made.heads}
     network_copy = made.to_empty(device="cpu").train()
     size = [min(n, EDGE[dims]) for n in config.data.patch.size]
     with torch.no_grad():
@@ -308,7 +310,10 @@ def head_shapes(
             tensor.fill_(1 if tensor.dtype.is_floating_point else 0)
         heads = network_copy(torch.zeros(2, channels[0], *size))
     return {
-        name: (y.shape[1], [a / b for a, b in zip(y.shape[2:], size, strict=True)])
+        name: (
+            y.shape[1],
+            known.get(name, [a / b for a, b in zip(y.shape[2:], size, strict=True)]),
+        )
         for name, y in heads.items()
     }
 
@@ -388,14 +393,18 @@ def parts(config: Config, made: HeadedNet) -> Iterator[Problem]:
 
 
 def loss_terms(
-    config: Config, heads: Mapping[str, tuple[int, Sequence[float]]], channels: int
+    config: Config,
+    heads: Mapping[str, tuple[int, Sequence[float]]],
+    channels: int,
+    deep: Mapping[str, DeepHead] = losses.NO_HEADS,
 ) -> Iterator[Problem]:
-    """Compute each loss term once for random logits.
+    """Compute each loss term once for random logits, also at coarse heads where it counts again.
 
     Args:
         config: the resolved config.
         heads: as :func:`head_shapes` returns them.
         channels: those of the images.
+        deep: weights and strides of the network's heads.
 
     Yields:
         Errors and warnings.
@@ -409,11 +418,46 @@ def loss_terms(
         found = found or list(
             tried(where, term, lambda term=term, where=where: losses.make(_cheap(term), where))
         )
-        yield from found or tried(
-            where, term, lambda term=term: _compute(config, term, heads[term.head], channels)
+        found = found or list(
+            tried(
+                where,
+                term,
+                lambda term=term: _compute(config, term, heads[term.head], channels, deep),
+            )
         )
+        yield from found or _again(config, i, heads, channels, deep)
         if (text := entry.warning(term.options)) is not None:
             yield Problem(f"{where}: {text}", severity="warning")
+
+
+def _again(
+    config: Config,
+    i: int,
+    heads: Mapping[str, tuple[int, Sequence[float]]],
+    channels: int,
+    deep: Mapping[str, DeepHead],
+) -> Iterator[Problem]:
+    """Compute a term of head main at the coarse heads at which it counts again, finest first."""
+    written = len(config.losses)
+    added = losses.with_deep(config.losses, heads, deep)[written:]
+    mine = dataclasses.replace(config.losses[i], head="", weight=0.0)
+    for term in added:
+        if term.head not in deep or dataclasses.replace(term, head="", weight=0.0) != mine:
+            continue
+        try:
+            with _quiet():
+                _compute(config, term, heads[term.head], channels, deep)
+        except EXPECTED as error:
+            strides = " x ".join(str(s) for s in deep[term.head].stride)
+            text = (
+                f"losses.{i}: {term.name!r} counts again at head {term.head} of deep supervision,"
+                f" whose voxels are blocks of {strides}, and cannot be computed there:"
+                f" {str(error).removesuffix('.')}. Name the heads that count in losses, e.g."
+                f" {{name: {term.name}, head: deep1, weight: 0.5}}, or set the network's"
+                " deep_supervision: false."
+            )
+            yield Problem(text, (f"losses.{i}",))
+            return
 
 
 def _cheap(term: LossTerm) -> LossTerm:
@@ -422,7 +466,11 @@ def _cheap(term: LossTerm) -> LossTerm:
 
 
 def _compute(
-    config: Config, term: LossTerm, head: tuple[int, Sequence[float]], channels: int
+    config: Config,
+    term: LossTerm,
+    head: tuple[int, Sequence[float]],
+    channels: int,
+    deep: Mapping[str, DeepHead],
 ) -> None:
     """Compute a term on a small patch.
 
@@ -431,12 +479,12 @@ def _compute(
     """
     size = tuple(min(n, WIDE[config.data.dims]) for n in config.data.patch.size)
     try:
-        _value(config, term, (head, channels), size, "cpu")
+        _value(config, term, (head, channels, deep), size, "cpu")
     except EXPECTED:
         if size == config.data.patch.size:
             raise
         try:
-            _value(config, term, (head, channels), config.data.patch.size, "meta")
+            _value(config, term, (head, channels, deep), config.data.patch.size, "meta")
         except ConfigError:
             raise
         except EXPECTED:
@@ -446,13 +494,13 @@ def _compute(
 def _value(
     config: Config,
     term: LossTerm,
-    shape: tuple[tuple[int, Sequence[float]], int],
+    shape: tuple[tuple[int, Sequence[float]], int, Mapping[str, DeepHead]],
     size: Sequence[int],
     device: str,
 ) -> None:
     """Compute a term for one random sample; raise ConfigError for a value that is not finite."""
-    (many, share), channels = shape
-    where = [max(1, math.ceil(n * s)) for n, s in zip(size, share, strict=True)]
+    (many, share), channels, deep = shape
+    where = [max(1, math.ceil(round(n * s, 6))) for n, s in zip(size, share, strict=True)]
     logits = torch.full((1, many, *where), 0.25, device=device)
     if device == "cpu":
         logits = torch.rand((1, many, *where), generator=torch.Generator().manual_seed(0))
@@ -464,7 +512,7 @@ def _value(
     for name in losses.maps(config):
         batch[name] = torch.zeros((1, _map_channels(config, name), *size), device=device)
     total, _ = losses.WeightedSum(
-        [_cheap(term)], config.kinds, config.data.ignore_label, config.data.unions
+        [_cheap(term)], config.kinds, config.data.ignore_label, config.data.unions, deep
     )({term.head: logits}, batch)
     _require(
         device != "cpu" or bool(torch.isfinite(total)),
