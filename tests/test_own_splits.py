@@ -237,6 +237,7 @@ def space(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_splits_of_another_run_give_the_same_folds(
     tiny: Path, data: Path, tmp_path: Path
 ) -> None:
