@@ -76,7 +76,7 @@ def mednext(
 
     Weights in 3D for one channel in and 14 out, with deep supervision. Kernel 3: S 5,564,806, B
     10,524,742, M 17,547,398, L 61,740,646. Kernel 5: S 5,994,438, B 10,954,374, M 18,259,270, L
-    62,954,278. All eight agree to 0.1 million with the published ones: 5.6, 10.5, 17.6 and 61.8, and
+    62,954,278. All eight agree to 0.1 million with the published ones: 5.6, 10.5, 17.6 and 61.8;
     5.9, 11.0, 18.3 and 63.0.
 
     Args:
