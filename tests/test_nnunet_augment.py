@@ -4,6 +4,7 @@ patches themselves, and options from before give what they gave.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 import re
@@ -54,7 +55,7 @@ INTENSITIES = [e for e in chain_of_the_page() if e["name"] not in ("spatial", "f
 IDS = [f"{n}-{e['name']}" for n, e in enumerate(INTENSITIES)]
 
 
-def samples(image: np.ndarray, *augment: object, count: int = 1500) -> np.ndarray:
+def samples(image: np.ndarray, *augment: object, count: int = 1000) -> np.ndarray:
     """The image after the entries, drawn anew for each of ``count`` samples: ``(count, C, *S)``."""
     transforms = augmentations(config(image.shape[1:], *augment))
     state = np.random.RandomState(5)
@@ -62,11 +63,11 @@ def samples(image: np.ndarray, *augment: object, count: int = 1500) -> np.ndarra
         set_random_state(transform, state)
     out = np.empty((count, *image.shape), np.float32)
     with plain_tensors():
-        for result in out:
+        for number in range(count):
             sample: Any = {"image": image, "label": np.zeros((1, *image.shape[1:]), np.uint8)}
             for transform in transforms:
                 sample = transform(sample)
-            result[...] = np.asarray(sample["image"])
+            out[number] = np.asarray(sample["image"])
     return out
 
 
@@ -90,7 +91,7 @@ def assert_share(hits: np.ndarray, p: float) -> None:
 def assert_independent(columns: np.ndarray) -> None:
     """Columns of ``(count, columns)`` have nothing to do with each other."""
     for a, b in itertools.combinations(columns.T, 2):
-        assert stats.pearsonr(a, b).pvalue > CHANCE
+        assert abs(np.corrcoef(a, b)[0, 1]) < 3.3 / np.sqrt(len(a)), "3.3 standard errors: CHANCE"
 
 
 def assert_balanced(values: np.ndarray) -> None:
@@ -246,6 +247,7 @@ def test_blur_draws_a_width_for_each_channel_and_axis() -> None:
     assert_independent(found)
 
 
+@functools.cache
 def step_profile(many: int, few: int) -> np.ndarray:
     """A ramp 0, 1, ..., ``many`` - 1 of which the ``few`` nearest values are kept.
 
@@ -269,7 +271,7 @@ def kept_voxels(profile: np.ndarray) -> int:
 def test_low_resolution_draws_one_factor_for_all_axes_of_a_channel() -> None:
     down, along = np.indices((41, 61), np.float32)
     image = np.stack([down + 2 * along, down - along])
-    out = samples(image, part("low_resolution", scale=[0.5, 1], per_channel=True), count=400)
+    out = samples(image, part("low_resolution", scale=[0.5, 1], per_channel=True), count=300)
     rows = np.array([[kept_voxels(c[:, 0]) for c in sample] for sample in out])
     columns = np.array(
         [[kept_voxels(c[0] / s) for c, s in zip(sample, (2, -1), strict=True)] for sample in out]
@@ -445,11 +447,11 @@ def test_a_seed_gives_a_sample_whatever_was_drawn_before() -> None:
     assert len({out.tobytes() for out in expected}) > 30
     np.random.seed(0)
     torch.manual_seed(0)
-    shared = np.random.get_state()[1].copy(), torch.get_rng_state()
+    of_numpy, of_torch = pickle.dumps(np.random.get_state()), torch.get_rng_state()
     for n in reversed(range(40)):
         np.testing.assert_array_equal(draw(second, picture(2, (9, 8)), n), expected[n])
-    np.testing.assert_array_equal(np.random.get_state()[1], shared[0])
-    assert torch.equal(torch.get_rng_state(), shared[1]), "nothing draws from the shared state"
+    assert pickle.dumps(np.random.get_state()) == of_numpy
+    assert torch.equal(torch.get_rng_state(), of_torch), "nothing draws from the shared state"
 
 
 def test_workers_that_are_started_anew_get_the_same_chain() -> None:
@@ -479,7 +481,10 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
         {"range": [0.5, 2]},
         lambda: RandAdjustContrastd("image", prob=0.7, gamma=(0.5, 2)),
     ),
-    "blur": ({"sigma": [0.5, 2]}, lambda: RandMirroredSmoothd("image", *[(0.5, 2)] * 3, prob=0.7)),
+    "blur": (
+        {"sigma": [0.5, 2]},
+        lambda: RandMirroredSmoothd("image", (0.5, 2), (0.5, 2), (0.5, 2), prob=0.7),
+    ),
 }
 
 
