@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -422,8 +422,9 @@ def test_patches_are_read_and_never_written(
     kept = (picture(2, (9, 8)) * 200).astype(dtype)
     np.save(tmp_path / "image.npy", kept)
     chain = Compose(augmentations(config((9, 8), always(entry))))
-    for mode in ("r", "r+"):
-        image = np.load(tmp_path / "image.npy", mmap_mode=mode)[:, ::-1]
+    views: list[tuple[Literal["r", "r+"], int]] = [("r", -1), ("r", 1), ("r+", 1)]
+    for mode, step in views:
+        image = np.load(tmp_path / "image.npy", mmap_mode=mode)[:, ::step]
         seen = {draw(chain, image, n).dtype for n in range(4)}
         assert np.dtype(np.float32) in seen
         assert seen <= {np.dtype(np.float32), np.dtype(dtype)}, "or what no channel was drawn of"

@@ -51,7 +51,8 @@ def main() -> None:
 
 def entries() -> list[dict[str, Any]]:
     """Entries of the page that change intensities, always applied, and the additive brightness."""
-    block = PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    section = PAGE.read_text(encoding="utf-8").split("\n## Augmentation\n")[1]
+    block = section.split("```yaml\n")[1].split("```")[0]
     found = [
         e for e in yaml.safe_load(block)["data"]["augment"] if e["name"] not in ("spatial", "flip")
     ]
