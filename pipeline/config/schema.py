@@ -423,7 +423,7 @@ class Data:
     augment: tuple[NamedOptions, ...] = ()
     """Entries of AUGMENT, applied in this order.
 
-    Each has its own probability (``p``, 0.5 unless stated).
+    Each has its own probability (``p``, 0.5 unless stated). nnU-Net's list: docs/nnunet.md.
     """
     store: str | None = None
     """Folder of the memory-mapped cache.

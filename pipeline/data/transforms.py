@@ -44,8 +44,9 @@ from scipy.interpolate import BSpline
 from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, bind
-from pipeline.data import derived
+from pipeline.data import channelwise, derived, intensity_changes
 from pipeline.data.cache import CachedCase
+from pipeline.data.channelwise import RandChannelsd
 from pipeline.data.derived import MapRequest
 from pipeline.data.sampling import RandBalancedCropd
 from pipeline.registry import Registry
@@ -156,11 +157,20 @@ def _rotate90(
     ]
 
 
-def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
+def _noise(keys: Keys, p: float = 0.5, std: float | tuple[float, float] = 0.01) -> list[Transform]:
     """Gaussian noise of exactly this standard deviation, drawn for each voxel and channel.
 
-    In RGB it is coloured grain.
+    With ``std: [low, high]`` it is drawn for each sample, the same for all channels. In RGB the
+    noise is coloured grain.
     """
+    if not isinstance(std, int | float):
+        low, high = _two_numbers("noise", "std", std)
+        if not 0 <= low <= high:
+            raise ConfigError(
+                f"augment noise: std is [{low}, {high}], must be one number, or [low, high] with"
+                " 0 <= low <= high, e.g. [0, 0.1]."
+            )
+        return [RandChannelsd(keys.image, p, intensity_changes.Noise(low, high), None)]
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
@@ -169,9 +179,24 @@ def _brightness(
     p: float = 0.5,
     range: tuple[float, float] = (0.8, 1.2),  # noqa: A002
     both: bool = False,
+    balanced: bool = False,
+    per_channel: bool | float = False,
 ) -> list[Transform]:
-    """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
+    """Multiply by a factor drawn from ``range``, one for all channels: hues stay.
+
+    ``balanced``: half of the factors lie below 1 and half above, however long the two parts of
+    ``range`` are. ``per_channel``: an own factor for each channel; a number is the probability of
+    each channel.
+    """
     low, high = _two_numbers("brightness", "range", range)
+    share = channelwise.share("brightness", per_channel, both)
+    channelwise.check_bool("brightness", balanced=balanced)
+    if balanced or share is not None:
+        factor = channelwise.factor("brightness", (low, high), balanced)
+        change = intensity_changes.Brightness(factor)
+        return _same_for_pair(
+            keys, "brightness", both, lambda k: RandChannelsd(k, p, change, share)
+        )
     return _same_for_pair(
         keys,
         "brightness",
@@ -180,17 +205,53 @@ def _brightness(
     )
 
 
+def _brightness_additive(
+    keys: Keys,
+    p: float = 0.5,
+    mean: float = 0.0,
+    std: float = 0.5,
+    both: bool = False,
+    per_channel: bool | float = False,
+) -> list[Transform]:
+    """Add a constant drawn from a normal distribution, one for all channels: hues stay.
+
+    ``per_channel``: an own constant for each channel; a number is the probability of each channel.
+    """
+    if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
+        raise ConfigError(
+            f"augment brightness_additive: mean={mean}, std={std}: both must be finite, and std not"
+            " negative, e.g. mean: 0, std: 0.5."
+        )
+    share = channelwise.share("brightness_additive", per_channel, both)
+    change = intensity_changes.Offset(mean, std)
+    return _same_for_pair(
+        keys, "brightness_additive", both, lambda k: RandChannelsd(k, p, change, share)
+    )
+
+
 def _contrast(
     keys: Keys,
     p: float = 0.5,
     range: tuple[float, float] = (0.8, 1.2),  # noqa: A002
     both: bool = False,
+    balanced: bool = False,
+    per_channel: bool | float = False,
+    preserve_range: bool = False,
 ) -> list[Transform]:
     """Spread about the patch's mean over all channels by a factor drawn from ``range``.
 
-    One factor for all channels: hues stay.
+    One factor for all channels: hues stay. ``balanced``: half of the factors lie below 1 and half
+    above. ``per_channel``: an own factor for each channel, about its own mean; a number is the
+    probability of each channel. ``preserve_range``: the result is clipped to the minimum and
+    maximum from before, of each channel or of all together.
     """
     low, high = _two_numbers("contrast", "range", range)
+    share = channelwise.share("contrast", per_channel, both)
+    channelwise.check_bool("contrast", balanced=balanced, preserve_range=preserve_range)
+    if balanced or preserve_range or share is not None:
+        factor = channelwise.factor("contrast", (low, high), balanced)
+        change = intensity_changes.Contrast(factor, preserve_range)
+        return _same_for_pair(keys, "contrast", both, lambda k: RandChannelsd(k, p, change, share))
     factors = low - 1, high - 1
     return _same_for_pair(
         keys,
@@ -212,34 +273,87 @@ def _gamma(
     p: float = 0.5,
     range: tuple[float, float] = (0.7, 1.5),  # noqa: A002
     both: bool = False,
+    balanced: bool = False,
+    per_channel: bool | float = False,
+    invert: bool = False,
+    retain_stats: bool = False,
 ) -> list[Transform]:
     """Power of the intensity between the patch's minimum and maximum, which stay.
 
     The exponent is drawn from ``range``. Minimum, maximum and exponent are those of all channels
     together: one rising curve, so grey stays grey and the order of a voxel's channels is kept. Hues
     move a little between them, as in any gamma of a photograph.
+
+    ``balanced``: half of the exponents lie below 1 and half above. ``per_channel``: own exponent,
+    minimum and maximum for each channel; a number is the probability of each channel. ``invert``:
+    the power is that of the negated image. ``retain_stats``: mean and standard deviation stay
+    instead of minimum and maximum, those of each channel or of all together.
     """
     low, high = _two_numbers("gamma", "range", range)
     if min(low, high) <= 0:
         raise ConfigError(
             f"augment gamma: range is [{low}, {high}], both must be above 0, e.g. [0.7, 1.5]."
         )
+    share = channelwise.share("gamma", per_channel, both)
+    channelwise.check_bool("gamma", balanced=balanced, invert=invert, retain_stats=retain_stats)
+    if balanced or invert or retain_stats or share is not None:
+        factor = channelwise.factor("gamma", (low, high), balanced)
+        change = intensity_changes.Gamma(factor, invert, retain_stats)
+        return _same_for_pair(keys, "gamma", both, lambda k: RandChannelsd(k, p, change, share))
     return _same_for_pair(
         keys, "gamma", both, lambda k: RandAdjustContrastd(k, prob=p, gamma=(low, high))
     )
 
 
-def _blur(keys: Keys, p: float = 0.5, sigma: tuple[float, float] = (0.5, 1.0)) -> list[Transform]:
+def _blur(
+    keys: Keys,
+    p: float = 0.5,
+    sigma: tuple[float, float] = (0.5, 1.0),
+    per_channel: bool | float = False,
+) -> list[Transform]:
     """Gaussian blur along the space axes, the same for all channels.
 
-    ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border.
+    ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border. ``per_channel``:
+    own widths for each channel; a number is the probability of each channel. The weights are then
+    the Gaussian's values at the voxels, as in nnU-Net, and else its integrals over them, as in
+    MONAI, which blurs a little more.
     """
     bounds = _two_numbers("blur", "sigma", sigma)
     if min(bounds) <= 0:
         raise ConfigError(
             f"augment blur: sigma is {list(bounds)} voxels, both must be above 0, e.g. [0.5, 1.0]."
         )
+    share = channelwise.share("blur", per_channel)
+    if share is not None:
+        low, high = sorted(bounds)
+        return [RandChannelsd(keys.image, p, intensity_changes.Blur(low, high), share)]
     return [RandMirroredSmoothd(keys.image, bounds, bounds, bounds, prob=p)]
+
+
+def _low_resolution(
+    keys: Keys,
+    p: float = 0.5,
+    scale: tuple[float, float] = (0.5, 1.0),
+    per_channel: bool | float = 0.5,
+    ignore_axes: Sequence[int] | None = None,
+) -> list[Transform]:
+    """Fewer voxels along each axis by a factor drawn from ``scale``, and back to the patch's size.
+
+    The nearest voxels are kept, and interpolated linearly. ``per_channel``: an own factor for each
+    channel, one for all its axes; a number is the probability of each channel. ``ignore_axes`` keep
+    their resolution; ``null``: the shortest axis of a volume that is more than three times as long
+    along another one.
+    """
+    low, high = _two_numbers("low_resolution", "scale", scale)
+    if not 0 < low <= high <= 1:
+        raise ConfigError(
+            f"augment low_resolution: scale is [{low}, {high}], must satisfy 0 < low <= high <= 1,"
+            " e.g. [0.5, 1]."
+        )
+    kept = channelwise.kept_axes(keys.size, ignore_axes)
+    change = intensity_changes.LowResolution(low, high, kept, len(keys.size))
+    share = channelwise.share("low_resolution", per_channel)
+    return [RandChannelsd(keys.image, p, change, share)]
 
 
 def _affine(
@@ -413,10 +527,12 @@ AUGMENT: Registry[AugmentationEntry] = Registry(
         "rotate90": AugmentationEntry(_rotate90),
         "noise": AugmentationEntry(_noise),
         "brightness": AugmentationEntry(_brightness),
+        "brightness_additive": AugmentationEntry(_brightness_additive),
         "contrast": AugmentationEntry(_contrast),
         "shift": AugmentationEntry(_shift),
         "gamma": AugmentationEntry(_gamma),
         "blur": AugmentationEntry(_blur),
+        "low_resolution": AugmentationEntry(_low_resolution),
         "affine": AugmentationEntry(_affine),
         "rotate": AugmentationEntry(_rotate),
         "elastic": AugmentationEntry(_elastic),
