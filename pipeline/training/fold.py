@@ -74,13 +74,15 @@ class TrainingRun:
         """Cases of a fold.
 
         Args:
-            fold: its number; ``all``: every case is trained on, none is held out.
+            fold: its number; ``all``: every case of any fold is trained on, none is held out.
 
         Returns:
             Ids of its training and held-out cases.
         """
         if isinstance(fold, str):
-            return Split(train=tuple(self.cached), val=())
+            # Cases that own splits leave out may be kept for a test: no model sees them.
+            used = {i for split in self.splits for i in (*split.train, *split.val)}
+            return Split(train=tuple(i for i in self.cached if i in used), val=())
         return self.splits[fold]
 
 
