@@ -53,6 +53,7 @@ LABEL = 2**31 - 1
 """Largest label value, by absolute value."""
 
 COUNTS = {"data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
+COUNTS |= {"data.patch.steps": 10**6}
 COUNTS |= {"train.epochs": 10**6, "train.accumulate": 10**6, "train.validate.per_case": 10**6}
 COUNTS |= {"train.stop.patience": 10**9, "train.validate.every": 10**9}  # often written for "never"
 COUNTS |= dict.fromkeys(
@@ -80,7 +81,7 @@ def problems(config: Config) -> Iterator[Problem]:
     """
     for key, most in COUNTS.items():
         value = _value(config, key)
-        if value > most:
+        if value is not None and value > most:
             yield Problem(f"{key} is {value}, must be at most {most}.", (key,))
     yield from _sizes(config)
     yield from _lists(config)
@@ -150,8 +151,8 @@ def _with(part: Any, key: str, value: Any) -> Any:
     )
 
 
-def _value(config: Config, key: str) -> int:
-    """The number at a dotted key."""
+def _value(config: Config, key: str) -> int | None:
+    """The number at a dotted key; None for ``null``."""
     found: Any = config
     for name in key.split("."):
         found = getattr(found, name)
