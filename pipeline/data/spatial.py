@@ -144,7 +144,7 @@ class Warp:
             # The share of the other one is what is left: fill's mask is 1 outside, its own is not.
             one, other = values if values[1] != fill else values[::-1]
             share = self.linear((part == other)[None].astype(np.float32), low)[0]
-            out = np.where(share > 0.5, other, one).astype(part.dtype)
+            out[:] = np.where(share > 0.5, other, one)
             tied = np.flatnonzero(np.abs(share - 0.5) < TIE)
             if len(tied):
                 self._decide_exactly(out, tied, np.pad(part, 1, constant_values=fill), low)

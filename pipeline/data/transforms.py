@@ -580,8 +580,9 @@ def training_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compos
         ConfigError: as of :func:`augmentations`.
     """
     changes = augmentations(config, reads)
-    spatial = changes.pop(0) if changes and isinstance(changes[0], RandSpatiald) else None
-    return Compose([opener(config, reads), cropper(config, reads, spatial), *changes])
+    spatial = next((t for t in changes[:1] if isinstance(t, RandSpatiald)), None)
+    rest = changes if spatial is None else changes[1:]
+    return Compose([opener(config, reads), cropper(config, reads, spatial), *rest])
 
 
 def validation_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
