@@ -6,30 +6,18 @@ the voxels of the transformed patch are read from the memory map, no more, and i
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import MapTransform, Randomizable
-from torch.nn.functional import grid_sample
 
 SLENDER = {2: 1.5, 3: 3.0}
 """Longest to shortest side of a patch above which rotations are restricted, by space axes.
 
 2D: smaller angles; 3D: about the shortest axis alone. As in nnU-Net.
 """
-
-SINGLE = 512
-"""Voxels along the side of a box above which float32 cannot place a voxel to 1e-4."""
-
-TIE = 1e-4
-"""Shares of labels nearer to each other than this are computed again, in float64."""
-
-CHUNK = 2**18
-"""Voxels whose label is decided in one piece."""
 
 
 def rotation(angles: Sequence[float]) -> np.ndarray:
@@ -83,7 +71,6 @@ class Warp:
         self.matrix, self.size = matrix, tuple(size)
         self.half = (np.array(size) - 1) / 2
         self.centre = np.array(start) + self.half
-        self._grid: tuple[Any, torch.Tensor] = ((), torch.empty(0))
 
     def box(self) -> tuple[list[int], list[int]]:
         """The box whose voxels the patch is interpolated from.
@@ -108,20 +95,15 @@ class Warp:
         Returns:
             float32 ``(C, *size)``.
         """
-        if not part.size:
-            return np.full((len(part), *self.size), fill, np.float32)
-        grid = self._grid_of(low, part.shape[1:])
-        values = torch.from_numpy(np.ascontiguousarray(part)).to(grid.dtype)
-        out = grid_sample(
-            (values - fill)[None] if fill else values[None], grid[None], align_corners=False
-        )[0]
-        return (out + fill if fill else out).float().numpy()
+        out = np.empty((len(part), *self.size), np.float32)
+        _kernels().linear(*self._seen(part.astype(np.float32, copy=False), low, fill, out))
+        return out
 
     def labels(self, part: np.ndarray, low: Sequence[int], fill: int) -> np.ndarray:
         """Label with the largest share of each voxel.
 
-        Shares are those of linear interpolation of each label's mask. Equal ones go to the nearest
-        voxel's label, or to the lowest where that has less.
+        Shares are those of linear interpolation of each label's mask, in float64. Equal ones go to
+        the nearest voxel's label, or to the lowest where that has less.
 
         Args:
             part: ``(C, *T)``, as of :meth:`linear`; each channel for itself.
@@ -131,105 +113,27 @@ class Warp:
         Returns:
             ``(C, *size)`` of the same type.
         """
-        return np.stack([self._decided(channel, low, fill) for channel in part])
-
-    def _decided(self, part: np.ndarray, low: Sequence[int], fill: int) -> np.ndarray:
-        """Labels of one channel ``(*T)``."""
-        inside = (list(low), list(part.shape)) == self.box()
-        values = _values(part)
-        if not inside:
-            values = np.union1d(values, np.array([fill], part.dtype))
-        out = np.full(self.size, values[0], part.dtype)
-        if len(values) == 2:
-            # The share of the other one is what is left: fill's mask is 1 outside, its own is not.
-            one, other = values if values[1] != fill else values[::-1]
-            share = self.linear((part == other)[None].astype(np.float32), low)[0]
-            out[:] = np.where(share > 0.5, other, one)
-            tied = np.flatnonzero(np.abs(share - 0.5) < TIE)
-            if len(tied):
-                self._decide_exactly(out, tied, np.pad(part, 1, constant_values=fill), low)
-        elif len(values) > 2:
-            self._decide_many(out, np.pad(part, 1, constant_values=fill), low)
+        out = np.empty((len(part), *self.size), part.dtype)
+        _kernels().labels(*self._seen(part, low, part.dtype.type(fill), out))
         return out
 
-    def _decide_many(self, out: np.ndarray, padded: np.ndarray, low: Sequence[int]) -> None:
-        """Labels where there are many: most voxels lie between voxels of one label."""
-        least = most = padded
-        for axis in range(padded.ndim):
-            low_part, high_part = ([slice(None)] * padded.ndim for _ in range(2))
-            low_part[axis], high_part[axis] = slice(None, -1), slice(1, None)
-            a, b = tuple(low_part), tuple(high_part)
-            least, most = np.minimum(least[a], least[b]), np.maximum(most[a], most[b])
-        mixed = least != most
-        for first in range(0, out.size, CHUNK):
-            at = np.arange(first, min(first + CHUNK, out.size))
-            base, _ = self._cells(at, padded.shape, low)
-            out.reshape(-1)[at] = least[tuple(base)]
-            self._decide_exactly(out, at[mixed[tuple(base)]], padded, low)
-
-    def _decide_exactly(
-        self, out: np.ndarray, chosen: np.ndarray, padded: np.ndarray, low: Sequence[int]
-    ) -> None:
-        """Labels at the flat indices ``chosen`` of ``out``, from the corners of their cells."""
-        for first in range(0, len(chosen), CHUNK):
-            at = chosen[first : first + CHUNK]
-            base, rest = self._cells(at, padded.shape, low)
-            corners = list(itertools.product((0, 1), repeat=padded.ndim))
-            labels = np.stack([padded[tuple(base + np.array(c)[:, None])] for c in corners])
-            weights = np.stack(
-                [np.prod(np.where(np.array(c)[:, None], rest, 1 - rest), axis=0) for c in corners]
-            )
-            shares = np.stack([(weights * (labels == own)).sum(axis=0) for own in labels])
-            tied = shares >= shares.max(axis=0) - 1e-9
-            near = (rest >= 0.5 - 1e-9).astype(int)
-            number = np.ravel_multi_index(tuple(near), (2,) * padded.ndim)[None]
-            nearest = np.take_along_axis(labels, number, 0)[0]
-            lowest = np.where(tied, labels, labels.max(axis=0)).min(axis=0)
-            wins = np.take_along_axis(tied, number, 0)[0]
-            out.reshape(-1)[at] = np.where(wins, nearest, lowest)
-
-    def _cells(
-        self, at: np.ndarray, padded: Sequence[int], low: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Cell of a padded part, and place in it, of voxels given by flat index.
-
-        ``(dims, n)`` each: lowest corner, and 0 to 1 from there.
-        """
-        index = np.stack(np.unravel_index(at, self.size)) - self.half[:, None]
-        offset = self.centre - np.array(low) + 1
-        place = self.matrix @ index + offset[:, None]
-        end = np.array(padded)[:, None] - 1
-        place = place.clip(0, end)  # beyond the padding is more of the same
-        base = np.minimum(place.astype(np.intp), end - 1)
-        return base, place - base
-
-    def _grid_of(self, low: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-        """Places of all voxels in a part, in torch's units, ``(*size, dims)``.
-
-        The last one is kept: the arrays of a sample have the same box.
-        """
-        key = (tuple(low), tuple(shape))
-        if self._grid[0] != key:
-            dims, single = len(shape), max(shape) <= SINGLE
-            grid = np.empty((*self.size, dims), np.float32 if single else np.float64)
-            index = [np.arange(n) - h for n, h in zip(self.size, self.half, strict=True)]
-            for d, length in enumerate(shape):
-                # Torch counts from -1 to 1 between the outer faces of the first and last voxel.
-                unit = 2 / length
-                terms = [unit * self.matrix[d, k] * index[k] for k in range(dims)]
-                terms[-1] = terms[-1] + unit * (self.centre[d] - low[d] + 0.5) - 1
-                last = terms[-1] if dims == 2 else terms[1][:, None] + terms[2]
-                first = terms[0].reshape(-1, *(1,) * (dims - 1))
-                np.add(first, last, out=grid[..., dims - 1 - d], casting="same_kind")
-            self._grid = (key, torch.from_numpy(grid))
-        return self._grid[1]
+    def _seen(
+        self, part: np.ndarray, low: Sequence[int], fill: Any, out: np.ndarray
+    ) -> tuple[Any, ...]:
+        """Arguments of a kernel: volumes, an image as one of one slice."""
+        missing = 3 - len(self.size)
+        matrix, offset = np.eye(3), np.zeros(3)
+        matrix[missing:, missing:] = self.matrix
+        offset[missing:] = self.centre - np.array(low) - self.matrix @ self.half
+        part, out = (a[:, None] if missing else a for a in (np.ascontiguousarray(part), out))
+        return part, matrix, offset, fill, out
 
 
-def _values(part: np.ndarray) -> np.ndarray:
-    """Sorted values of an integer array."""
-    if part.dtype.kind == "u" and part.dtype.itemsize <= 2:  # several times as quick
-        return np.flatnonzero(np.bincount(part.reshape(-1))).astype(part.dtype)
-    return np.unique(part)
+def _kernels() -> Any:
+    """The compiled loops."""
+    from pipeline.data import _warping
+
+    return _warping
 
 
 class RandSpatiald(Randomizable, MapTransform):
