@@ -17,12 +17,12 @@ _NEAR = 1e-9
 
 @njit(cache=True, inline="always")
 def _cell(place):
-    """Lower voxel of a place along one axis, the share of the upper one, and whether it counts."""
-    whole = math.floor(place + 0.5)
-    if abs(place - whole) < _NEAR:
-        return int(whole), 0.0, 0
+    """Lower voxel along an axis, share of the next one, and 1 where that counts, else 0."""
     lower = math.floor(place)
-    return int(lower), place - lower, 1
+    share = place - lower
+    if share > 1 - _NEAR:
+        return int(lower) + 1, 0.0, 0
+    return (int(lower), 0.0, 0) if share < _NEAR else (int(lower), share, 1)
 
 
 @njit(cache=True, nogil=True)
@@ -37,6 +37,7 @@ def linear(part, matrix, offset, fill, out):
         out: float32 ``(C, *size)``, to be written.
     """
     channels, depth, height, width = part.shape
+    flat = part.reshape(channels, -1)
     for i in range(out.shape[1]):
         for j in range(out.shape[2]):
             for k in range(out.shape[3]):
@@ -51,14 +52,11 @@ def linear(part, matrix, offset, fill, out):
                 )
                 z1, y1, x1 = z0 + dz, y0 + dy, x0 + dx
                 if min(z0, y0, x0) >= 0 and z1 < depth and y1 < height and x1 < width:
+                    first = np.uint64((z0 * height + y0) * width + x0)
+                    right, below = np.uint64(dx), np.uint64(dy * width)
+                    behind = np.uint64(dz * height * width)
                     for c in range(channels):
-                        lower = (1 - y) * (
-                            (1 - x) * part[c, z0, y0, x0] + x * part[c, z0, y0, x1]
-                        ) + y * ((1 - x) * part[c, z0, y1, x0] + x * part[c, z0, y1, x1])
-                        upper = (1 - y) * (
-                            (1 - x) * part[c, z1, y0, x0] + x * part[c, z1, y0, x1]
-                        ) + y * ((1 - x) * part[c, z1, y1, x0] + x * part[c, z1, y1, x1])
-                        out[c, i, j, k] = (1 - z) * lower + z * upper
+                        out[c, i, j, k] = _between(flat[c], first, behind, below, right, z, y, x)
                     continue
                 for c in range(channels):
                     total = 0.0
@@ -71,6 +69,19 @@ def linear(part, matrix, offset, fill, out):
                         else:
                             total += weight * fill
                     out[c, i, j, k] = total
+
+
+@njit(cache=True, inline="always")
+def _between(flat, first, behind, below, right, z, y, x):
+    """Linear interpolation in the cell of a volume that begins at ``first``."""
+    a, b = flat[first], flat[first + right]
+    c, d = flat[first + below], flat[first + below + right]
+    e, f = flat[first + behind], flat[first + behind + right]
+    g, h = flat[first + behind + below], flat[first + behind + below + right]
+    upper, lower = a + x * (b - a), c + x * (d - c)
+    front = upper + y * (lower - upper)
+    upper, lower = e + x * (f - e), g + x * (h - g)
+    return front + z * (upper + y * (lower - upper) - front)
 
 
 @njit(cache=True, nogil=True)
@@ -88,6 +99,7 @@ def labels(part, matrix, offset, fill, out):
     """
     channels, depth, height, width = part.shape
     found, weights = np.empty(8, part.dtype), np.empty(8)
+    flat = part.reshape(channels, -1)
     for i in range(out.shape[1]):
         for j in range(out.shape[2]):
             for k in range(out.shape[3]):
@@ -100,7 +112,17 @@ def labels(part, matrix, offset, fill, out):
                 x0, x, dx = _cell(
                     offset[2] + matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k
                 )
+                inner = (
+                    min(z0, y0, x0) >= 0
+                    and max(z0 + dz - depth, y0 + dy - height, x0 + dx - width) < 0
+                )
+                first = np.uint64((z0 * height + y0) * width + x0) if inner else np.uint64(0)
+                right, below = np.uint64(dx), np.uint64(dy * width)
+                behind = np.uint64(dz * height * width)
                 for c in range(channels):
+                    if inner and _one_label(flat[c], first, behind, below, right):
+                        out[c, i, j, k] = flat[c, first]
+                        continue
                     same = True
                     for corner in range(8):
                         p = z0 + (corner >> 2) * dz
@@ -112,6 +134,21 @@ def labels(part, matrix, offset, fill, out):
                             found[corner] = fill
                         same = same and found[corner] == found[0]
                     out[c, i, j, k] = found[0] if same else _largest(found, weights, z, y, x)
+
+
+@njit(cache=True, inline="always")
+def _one_label(flat, first, behind, below, right):
+    """Whether all corners of a cell have one label."""
+    label = flat[first]
+    return (
+        flat[first + right] == label
+        and flat[first + below] == label
+        and flat[first + below + right] == label
+        and flat[first + behind] == label
+        and flat[first + behind + right] == label
+        and flat[first + behind + below] == label
+        and flat[first + behind + below + right] == label
+    )
 
 
 @njit(cache=True)

@@ -96,7 +96,7 @@ class Warp:
             float32 ``(C, *size)``.
         """
         out = np.empty((len(part), *self.size), np.float32)
-        _kernels().linear(*self._seen(part.astype(np.float32, copy=False), low, fill, out))
+        _kernels().linear(*self._seen(part.astype(np.float32, copy=False), low, float(fill), out))
         return out
 
     def labels(self, part: np.ndarray, low: Sequence[int], fill: int) -> np.ndarray:
@@ -113,9 +113,12 @@ class Warp:
         Returns:
             ``(C, *size)`` of the same type.
         """
+        kind = part.dtype
+        if kind != np.uint8:  # one more compiled loop, for all other types
+            part = part.astype(np.int32)
         out = np.empty((len(part), *self.size), part.dtype)
         _kernels().labels(*self._seen(part, low, part.dtype.type(fill), out))
-        return out
+        return out.astype(kind, copy=False)
 
     def _seen(
         self, part: np.ndarray, low: Sequence[int], fill: Any, out: np.ndarray
@@ -125,7 +128,8 @@ class Warp:
         matrix, offset = np.eye(3), np.zeros(3)
         matrix[missing:, missing:] = self.matrix
         offset[missing:] = self.centre - np.array(low) - self.matrix @ self.half
-        part, out = (a[:, None] if missing else a for a in (np.ascontiguousarray(part), out))
+        part = np.require(part, requirements=("C", "W"))  # else one more compiled loop
+        part, out = (a[:, None] if missing else a for a in (part, out))
         return part, matrix, offset, fill, out
 
 
