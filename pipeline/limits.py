@@ -99,6 +99,7 @@ def problems(config: Config) -> Iterator[Problem]:
             f"seed is {config.seed}, must be a whole number from 0 to {SEEDS}.", ("seed",)
         )
     yield from _classes(config)
+    yield from _forced(config)
     if (
         config.train.average is not None
         and config.train.average.lr is not None
@@ -108,6 +109,18 @@ def problems(config: Config) -> Iterator[Problem]:
             f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the"
             " schedule's.",
             ("train.average.lr",),
+        )
+
+
+def _forced(config: Config) -> Iterator[Problem]:
+    """A share of samples on foreground that is less than one of a batch."""
+    share, batch = config.data.patch.oversample, config.data.patch.batch
+    if share and round(batch * (1 - share)) == batch:
+        yield Problem(
+            f"data.patch.oversample is {share}: of a batch of {batch} on one device that is no"
+            " sample, and none is centred on foreground. Raise data.patch.batch or oversample.",
+            ("data.patch.oversample",),
+            "warning",
         )
 
 

@@ -19,7 +19,7 @@ from conftest import competition_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import train
+from pipeline import limits, train
 from pipeline.config import Config, ConfigError, Data, Patch, from_dict
 from pipeline.data import cache, cases, derived, locations, properties
 from pipeline.data.cache import CachedCase, Volume
@@ -500,6 +500,14 @@ def test_what_cannot_be_is_refused(
     data = {"patch": {"size": [8, 8, 8], **patch}}
     with pytest.raises(ConfigError, match=message):
         from_dict({"name": "t", "data": data, "network": "unet", "losses": ["dice"], **more})
+
+
+@pytest.mark.parametrize(("batch", "share", "warned"), [(1, 0.33, True), (2, 0.33, False)])
+def test_a_share_of_less_than_one_sample_is_told(batch: int, share: float, warned: bool) -> None:
+    found = list(limits.problems(config({"batch": batch, "oversample": share})))
+    assert [(p.severity, p.keys) for p in found] == [
+        ("warning", ("data.patch.oversample",))
+    ] * warned
 
 
 def test_the_old_draws_are_untouched(stored: list[CachedCase]) -> None:
