@@ -53,6 +53,7 @@ LABEL = 2**31 - 1
 """Largest label value, by absolute value."""
 
 COUNTS = {"data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
+COUNTS |= {"data.patch.steps": 10**6}
 COUNTS |= {"train.epochs": 10**6, "train.accumulate": 10**6, "train.validate.per_case": 10**6}
 COUNTS |= {"train.stop.patience": 10**9, "train.validate.every": 10**9}  # often written for "never"
 COUNTS |= dict.fromkeys(
@@ -98,6 +99,7 @@ def problems(config: Config) -> Iterator[Problem]:
             f"seed is {config.seed}, must be a whole number from 0 to {SEEDS}.", ("seed",)
         )
     yield from _classes(config)
+    yield from _forced(config)
     if (
         config.train.average is not None
         and config.train.average.lr is not None
@@ -107,6 +109,18 @@ def problems(config: Config) -> Iterator[Problem]:
             f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the"
             " schedule's.",
             ("train.average.lr",),
+        )
+
+
+def _forced(config: Config) -> Iterator[Problem]:
+    """A share of samples on foreground that is less than one of a batch."""
+    share, batch = config.data.patch.oversample, config.data.patch.batch
+    if share and round(batch * (1 - share)) == batch:
+        yield Problem(
+            f"data.patch.oversample is {share}: of a batch of {batch} on one device that is no"
+            " sample, and none is centred on foreground. Raise data.patch.batch or oversample.",
+            ("data.patch.oversample",),
+            "warning",
         )
 
 
@@ -150,8 +164,8 @@ def _with(part: Any, key: str, value: Any) -> Any:
     )
 
 
-def _value(config: Config, key: str) -> int:
-    """The number at a dotted key."""
+def _value(config: Config, key: str) -> int | None:
+    """The number at a dotted key; None for ``null``."""
     found: Any = config
     for name in key.split("."):
         found = getattr(found, name)

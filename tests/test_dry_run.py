@@ -726,7 +726,7 @@ def test_good_settings_of_every_kind_pass(
     from pipeline.metrics import METRICS
     from pipeline.training.optim import OPTIMIZERS, SCHEDULES
 
-    augment = ", ".join(n for n in AUGMENT if n != "clahe")
+    augment = ", ".join(["spatial", *(n for n in AUGMENT if n not in ("clahe", "spatial"))])
     metrics = ", ".join(n for n, entry in METRICS.items() if entry.task == "labels")
     losses = ", ".join(f"{{name: {n}}}" for n in for_target("labels"))
     more = [f"data.augment=[{augment}]", f"metrics=[dice, {metrics}]", f"losses=[{losses}]"]

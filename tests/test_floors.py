@@ -62,6 +62,7 @@ LAZY = {
     "sklearn": "1 to 2 s, for a new split only",
     "pipeline.files.zarr": "zarr, 0.3 s, for data sets that hold any",
     "pipeline.files.lzw": "numba, 0.3 s, for TIFF files that are LZW-compressed",
+    "pipeline.data._warping": "numba, for rotated and scaled patches",
     "pipeline.morphology._sheets": "numba, for repairs of sheets",
     "pipeline.morphology._tunnels": "numba, for Betti matching of masks that both have tunnels",
     "pipeline.morphology.matching": "numba, for the Betti loss",

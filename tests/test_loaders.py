@@ -492,7 +492,8 @@ def test_augmentation_keeps_image_and_label_together(stored: list[CachedCase]) -
 
 
 def test_every_augmentation_runs_and_most_change_the_image(stored: list[CachedCase]) -> None:
-    for name in set(AUGMENT) - {"colour", "clahe"}:  # RGB and 2D only: test_augment.py
+    # RGB and 2D only: test_augment.py; before a patch is read: test_spatial.py
+    for name in set(AUGMENT) - {"colour", "clahe", "spatial"}:
         dataset = PatchDataset(
             stored, config(augment=[{"name": name, "options": {"p": 1.0}}]), 0, training=True
         )

@@ -423,7 +423,8 @@ class Data:
     augment: tuple[NamedOptions, ...] = ()
     """Entries of AUGMENT, applied in this order.
 
-    Each has its own probability (``p``, 0.5 unless stated). nnU-Net's list: docs/nnunet.md.
+    Each has its own probability (``p``, 0.5 unless stated). ``spatial`` has to be the first: it is
+    drawn before a patch is read. nnU-Net's list: docs/nnunet.md.
     """
     store: str | None = None
     """Folder of the memory-mapped cache.
@@ -866,6 +867,12 @@ class Config:
             "data.patch.changed chooses patches by the mask of data.change, which is not set. Add"
             " data.change: {}.",
             "data.patch.changed",
+        )
+        require(
+            self.data.patch.oversample is None or "labels" in self.targets.values(),
+            "data.patch.oversample centres patches on classes, but no target holds labels:"
+            f" {dict(self.targets)}. Take it away.",
+            "data.patch.oversample",
         )
         size = self.predict.patch
         require(

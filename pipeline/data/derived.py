@@ -24,6 +24,7 @@ import skimage
 from pipeline.config import Change, Config, ConfigError, Data
 from pipeline.data import cache, change, properties
 from pipeline.data.cache import CachedCase, Volume
+from pipeline.data.locations import LEAST, LOCATIONS, SEED, SHARE, class_locations
 from pipeline.data.properties import Progress
 from pipeline.morphology import dilate
 from pipeline.records import LossTerm, UserError
@@ -333,7 +334,8 @@ def attach(
     """Add to cases every map that the config needs, kept below ``<folder>/maps``.
 
     What is there and still fits is used again. With the mask of change comes its index, under
-    ``BLOCKS``; a case without the target has neither.
+    ``BLOCKS``; a case without the target has neither. With ``data.patch.oversample`` comes the
+    index of classes of the first target of labels, under ``LOCATIONS``.
 
     Args:
         cases: cached cases.
@@ -351,7 +353,8 @@ def attach(
         UserError: where the folder is read-only or the images of a pair cannot be compared.
     """
     requests = wanted(settings, reads)
-    if not requests:
+    guide = located(settings)
+    if not requests and guide is None:
         return list(cases)
 
     maps_folder = cache.arrays_folder(folder, settings, "maps")
@@ -363,10 +366,48 @@ def attach(
                 maps[key] = _cached_map(case, request, settings.data, maps_folder)
             elif settings.data.change is not None and request.target in case.targets:
                 maps |= _cached_change_mask(case, request.target, settings.data.change, maps_folder)
+        if guide is not None:
+            maps[LOCATIONS] = _cached_locations(case, guide, settings.data, maps_folder)
         return dataclasses.replace(case, maps=maps)
 
     with cache.writable(folder):
         return properties.parallel(work, cases, progress, None)
+
+
+def located(settings: Config) -> str | None:
+    """The target whose classes patches are drawn from.
+
+    Args:
+        settings: config of the run.
+
+    Returns:
+        Name of the first target of labels; None without ``data.patch.oversample``.
+    """
+    if settings.data.patch.oversample is None:
+        return None
+    return next((name for name, kind in settings.targets.items() if kind == "labels"), None)
+
+
+def _cached_locations(case: CachedCase, target: str, data: Data, folder: Path) -> Volume:
+    """Index of the classes of a label, read where it still fits, else made."""
+    key: dict[str, Any] = {
+        "format": FORMAT,
+        "label": case.properties.target_contents[target],
+        "classes": data.classes,
+        "ignore_label": data.ignore_label,
+        "map": "locations",
+        "options": {"seed": SEED, "least": LEAST, "share": SHARE},
+        **({} if data.unions is None else {"regions": data.unions}),
+        **_space_of(case),
+    }
+    name = f"{properties.file_name(case.case.id)}.{target}.locations"
+    manifest = folder / f"{name}.json"
+    volumes = cache.known_volumes(manifest, key)
+    if volumes is None:
+        array = class_locations(case.targets[target].array, data)
+        volumes = {LOCATIONS: cache.save(folder / f"{name}.npy", array)}
+        cache.write_manifest(manifest, key, volumes)
+    return volumes[LOCATIONS]
 
 
 def _cached_map(case: CachedCase, request: Map, data: Data, folder: Path) -> Volume:

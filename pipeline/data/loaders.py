@@ -24,6 +24,7 @@ from pipeline.config import Config
 from pipeline.data import derived
 from pipeline.data.cache import CachedCase
 from pipeline.data.derived import MapRequest
+from pipeline.data.locations import LOCATIONS, is_forced
 from pipeline.data.sampling import RandBalancedCropd, grid_patch_starts, holds_change, seed_of
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
@@ -54,6 +55,8 @@ class PatchDataset(Dataset):
         fold: number of the fold, a part of every seed.
         training: augment, and cut along ``data.patch.grid`` where that is set.
         reads: maps that the losses read.
+        wide: samples of a batch on all ranks, by which ``data.patch.oversample`` says where in a
+            batch a sample is centred on foreground; None: ``data.patch.batch``.
 
     Raises:
         KeyError: for cases without the maps that the config needs.
@@ -66,16 +69,19 @@ class PatchDataset(Dataset):
         fold: int,
         training: bool,
         reads: Collection[MapRequest] = (),
+        wide: int | None = None,
     ) -> None:
         # First: a worker that is started anew needs the plugins for what follows.
         self.plugins = plugins.carried()
-        for name in derived.wanted(config, reads):
+        index = () if derived.located(config) is None else (LOCATIONS,)
+        for name in (*derived.wanted(config, reads), *index):
             bare = [c.case.id for c in cases if name not in c.maps]
             if bare:
                 raise KeyError(
                     f"cases {', '.join(bare[:8])} lack the map {name}: derived.attach() makes it."
                 )
-        self.seeds = (config.seed, fold)
+        self.seeds, self.oversample = (config.seed, fold), config.data.patch.oversample
+        self.wide = config.data.patch.batch if wide is None else wide
         self.cases, self.size = cases, config.data.patch.size
         self.chain = training_chain(config, reads) if training else validation_chain(config, reads)
         self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
@@ -135,6 +141,8 @@ class PatchDataset(Dataset):
         epoch, position, case, *number = key
         set_random_state(self.chain, np.random.RandomState(seed_of(*self.seeds, epoch, position)))
         self.crop.fixed_start = self._start(case, *number) if number else None
+        if self.oversample is not None:
+            self.crop.forced = is_forced(position, self.wide, self.oversample)
         with plain_tensors():
             sample: Any = self.cache[case]
         return {k: _tensor(v) for k, v in sample.items()}
@@ -172,7 +180,7 @@ class EpochBatches(Sampler[list[Key]]):
     """Batches of keys for the epoch set in ``epoch``.
 
     Every one of ``samples`` comes once; ``count`` of the ``others`` join them, drawn anew for each
-    epoch, none twice.
+    epoch, none twice. With ``draws`` an epoch has that many instead, drawn with replacement.
 
     With several ranks a global batch is ``size`` times as large, and each rank yields its part of
     it: two ranks with batches of one see what one rank with batches of two sees. A rank for which
@@ -187,6 +195,7 @@ class EpochBatches(Sampler[list[Key]]):
             ``others``.
         others: ends of keys of which each epoch draws some.
         count: how many of the others an epoch holds.
+        draws: samples of an epoch that are drawn uniformly with replacement; None: each comes once.
     """
 
     def __init__(
@@ -196,16 +205,17 @@ class EpochBatches(Sampler[list[Key]]):
         seeds: tuple[int, int] | None,
         others: Sequence[tuple[int, ...]] = (),
         count: int = 0,
+        draws: int | None = None,
     ) -> None:
         self.samples, self.batch, self.seeds = samples, batch, seeds
-        self.others, self.count = others, count
+        self.others, self.count, self.draws = others, count, draws
         self.epoch, self.first = VALIDATION, 0
         self.rank, self.size, self.dealt = 0, 1, False
 
     @property
     def total(self) -> int:
         """Samples of an epoch."""
-        return len(self.samples) + self.count
+        return len(self.samples) + self.count if self.draws is None else self.draws
 
     def __len__(self) -> int:
         if self.dealt:
@@ -236,7 +246,10 @@ class EpochBatches(Sampler[list[Key]]):
             Keys of all ranks.
         """
         samples = self.samples
-        if self.seeds is not None:
+        if self.seeds is not None and self.draws is not None:
+            random = np.random.default_rng(seed_of(*self.seeds, epoch))
+            samples = [samples[n] for n in random.integers(len(samples), size=self.draws).tolist()]
+        elif self.seeds is not None:
             random = np.random.default_rng(seed_of(*self.seeds, epoch))
             drawn = (
                 random.choice(len(self.others), self.count, replace=False).tolist()
@@ -286,8 +299,10 @@ class Loader:
     ) -> None:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case
-        self.dataset = PatchDataset(cases, config, fold, training, reads)
-        samples = self.dataset.samples(per_case)
+        steps = data.patch.steps if training else None
+        wide = data.patch.batch * (ranks[1] if training else 1)
+        self.dataset = PatchDataset(cases, config, fold, training, reads, wide)
+        samples = self.dataset.samples(per_case if steps is None else 1)
         share = data.patch.changed if training and data.patch.grid is not None else None
         split = (
             (samples, [], 0)
@@ -295,7 +310,11 @@ class Loader:
             else _split_by_change(samples, self.dataset.changed(samples), share)
         )
         self.batches = EpochBatches(
-            split[0], data.patch.batch, (config.seed, fold) if training else None, *split[1:]
+            split[0],
+            data.patch.batch,
+            (config.seed, fold) if training else None,
+            *split[1:],
+            draws=None if steps is None else steps * wide,
         )
         self.batches.rank, self.batches.size = ranks
         self.batches.dealt = not training

@@ -1,4 +1,4 @@
-"""Where training patches are cut: balanced by foreground or by change, with a seed per sample."""
+"""Where training patches are cut: balanced by foreground, by class or by change, by their seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pipeline.config import Patch
 from pipeline.data.cache import Volume
 from pipeline.data.change import LEVEL, REDUCED
 from pipeline.data.derived import BLOCKS, MASK
+from pipeline.data.locations import LOCATIONS, draw_voxel
+from pipeline.data.spatial import RandSpatiald, Warp
 from pipeline.geometry import crop
 
 
@@ -144,6 +146,15 @@ class RandBalancedCropd(Randomizable, MapTransform):
     pixel of at least ``LEVEL``, and a position of the patch among those that hold the pixel. The
     index itself is not passed on.
 
+    With ``patch.oversample`` there are no tries: where the index of classes is given, under
+    ``LOCATIONS``, a voxel is drawn (:func:`pipeline.data.locations.draw_voxel`) and the patch is
+    centred on it, as nnU-Net does: it begins in the volume, but may reach beyond its end. Where no
+    voxel is drawn any position inside has the same chance.
+
+    With ``spatial`` a transform is drawn after the position, and the box that it needs is read
+    instead. Images and maps that are no masks are interpolated linearly, with the same values
+    outside as above; labels and masks take the label with the largest share.
+
     Adds ``"foreground_share"`` (nan where nothing is labelled or there are no labels) and
     ``"changed"``, 1 where the patch holds some of the mask, else 0 (nan without a mask).
 
@@ -152,7 +163,11 @@ class RandBalancedCropd(Randomizable, MapTransform):
         patch: ``data.patch`` of the config.
         ignore: ignored label; None: there is none.
         maps: value outside the volume of each map, by its name in a sample.
+        spatial: rotation and scaling; None: patches are cut as they are.
     """
+
+    forced: bool = False
+    """With ``patch.oversample``: whether the next patch is centred on foreground."""
 
     fixed_start: Sequence[int] | None = None
     """Where set, the patch starts there and nothing is drawn."""
@@ -163,8 +178,10 @@ class RandBalancedCropd(Randomizable, MapTransform):
         patch: Patch,
         ignore: int | None,
         maps: Mapping[str, float] = MappingProxyType({}),
+        spatial: RandSpatiald | None = None,
     ) -> None:
         MapTransform.__init__(self, ["image", *targets, *maps])
+        self.spatial = spatial
         self.targets, self.patch, self.ignore, self.maps = dict(targets), patch, ignore, dict(maps)
         self.guide = next((name for name, kind in targets.items() if kind == "labels"), None)
 
@@ -180,6 +197,9 @@ class RandBalancedCropd(Randomizable, MapTransform):
         array = data[self.guide].array if self.guide else None
         if self.fixed_start is not None:
             return list(self.fixed_start), self._foreground_at(array, self.fixed_start)
+        if LOCATIONS in data:
+            start = self._start_by_class(data[LOCATIONS].array, data["image"].shape[1:])
+            return start, self._foreground_at(array, start)
         start, share = self._balanced_start(array, data["image"].shape[1:])
         on_change = self._start_on_change(data[MASK], data[BLOCKS]) if BLOCKS in data else None
         return (
@@ -207,6 +227,15 @@ class RandBalancedCropd(Randomizable, MapTransform):
                 break
         assert best is not None
         return best[1], best[2]
+
+    def _start_by_class(self, index: np.ndarray, size: Sequence[int]) -> list[int]:
+        """Start of a patch by nnU-Net's rule; uses up the same random numbers in all cases."""
+        draws = self.R.random_sample(2 + len(size)).tolist()
+        drawn = draw_voxel(index, self.forced, draws[:2])
+        axes = zip(size, self.patch.size, strict=True)
+        if drawn is None:
+            return [_uniform_start(n, t, d) for (n, t), d in zip(axes, draws[2:], strict=True)]
+        return [_centred_start(v, n, t) for (n, t), v in zip(axes, drawn[1], strict=True)]
 
     def _start_on_change(self, mask: Volume, blocks: Volume) -> list[int] | None:
         """Start of a patch that holds some of the mask; None to keep the balanced one.
@@ -239,8 +268,13 @@ class RandBalancedCropd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         out = dict(data)
         start, share = self.randomize(data)
+        matrix = None if self.spatial is None else self.spatial.draw(self.R)
         scale = out.pop("scale")
-        out.pop(BLOCKS, None)
+        for index in (BLOCKS, LOCATIONS):
+            out.pop(index, None)
+        if matrix is not None:
+            self._warp(out, data, Warp(matrix, start, self.patch.size))
+            return out
         for name, kind in {"image": "image", **self.targets}.items():
             if kind == "image":
                 out[name] = self._cut_image(data[name].array, start, scale)
@@ -252,8 +286,41 @@ class RandBalancedCropd(Randomizable, MapTransform):
             part = self._cut(data[name].array, start, fill)
             out[name] = part.astype(np.float32) if part.dtype == np.float16 else part
         out["foreground_share"] = share
-        out["changed"] = float((out[MASK] >= LEVEL).any()) if MASK in self.maps else float("nan")
+        out["changed"] = self._holds_change(out)
         return out
+
+    def _warp(self, out: dict[str, Any], data: Mapping[str, Any], warp: Warp) -> None:
+        """Put the transformed patch of every array into ``out``."""
+        assert self.spatial is not None
+        label = 0 if self.ignore is None else self.ignore
+        fills = {"image": 0.0, **self.maps}
+        for name in (str(key) for key in self.keys):
+            part, low = self._read_box(data[name].array, warp)
+            if name == "image" or self.targets.get(name) == "image":
+                out[name] = warp.linear(data["scale"].apply(part), low)
+            elif self.spatial.modes[name] == "nearest":
+                out[name] = warp.labels(part, low, int(fills.get(name, label)))
+            else:
+                out[name] = warp.linear(part, low, fills.get(name, label))
+        guide = None if self.guide is None else out[self.guide]
+        out["foreground_share"] = (
+            float("nan") if guide is None else foreground_share(guide, self.ignore)
+        )
+        out["changed"] = self._holds_change(out)
+
+    def _read_box(self, array: np.ndarray, warp: Warp) -> tuple[np.ndarray, list[int]]:
+        """The voxels of an array that a transformed patch needs, and the first of them."""
+        low, size = warp.box()
+        if self.patch.border == "mirror":
+            return crop_mirrored(array, low, size), low
+        first = [max(a, 0) for a in low]
+        stops = [max(a + n, f) for a, n, f in zip(low, size, first, strict=True)]
+        box = (slice(f, s) for f, s in zip(first, stops, strict=True))
+        return np.asarray(array[(slice(None), *box)]), first
+
+    def _holds_change(self, sample: Mapping[str, Any]) -> float:
+        """1 where a sample holds some of the mask of change, else 0; nan without a mask."""
+        return float((sample[MASK] >= LEVEL).any()) if MASK in self.maps else float("nan")
 
     def _cut(self, array: np.ndarray, start: Sequence[int], fill: float) -> np.ndarray:
         """A patch of a label or a map."""
@@ -266,6 +333,19 @@ class RandBalancedCropd(Randomizable, MapTransform):
         if self.patch.border == "mirror":
             return scale.apply(crop_mirrored(array, start, self.patch.size))
         return crop_scaled(array, start, self.patch.size, scale)
+
+
+def _uniform_start(length: int, size: int, draw: float) -> int:
+    """Start of a patch inside, along one axis, by ``draw`` in [0, 1).
+
+    Centred where the patch is longer.
+    """
+    return int(draw * (length - size + 1)) if length > size else -((size - length) // 2)
+
+
+def _centred_start(voxel: int, length: int, size: int) -> int:
+    """Start, along one axis, of a patch centred on ``voxel``; it may reach beyond the end."""
+    return max(0 if length >= size else -((size - length) // 2), voxel - size // 2)
 
 
 def _start_around(pixel: int, length: int, size: int, draw: float) -> int:

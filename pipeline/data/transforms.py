@@ -48,7 +48,9 @@ from pipeline.data import channelwise, derived, intensity_changes
 from pipeline.data.cache import CachedCase
 from pipeline.data.channelwise import RandChannelsd
 from pipeline.data.derived import MapRequest
+from pipeline.data.locations import LOCATIONS
 from pipeline.data.sampling import RandBalancedCropd
+from pipeline.data.spatial import RandSpatiald, rules
 from pipeline.registry import Registry
 
 
@@ -484,6 +486,47 @@ def _clahe(
     return [RandClahed(keys.image, p, (low, high), tuple(-(-n // tiles) for n in keys.size))]
 
 
+def _spatial(
+    keys: Keys,
+    p_rotation: float = 0.2,
+    p_scaling: float = 0.2,
+    degrees: float | None = None,
+    scale: tuple[float, float] = (0.7, 1.4),
+    dummy_2d: bool | None = None,
+) -> list[Transform]:
+    """Rotation and scaling of nnU-Net, drawn before a patch is read.
+
+    It has to be the first entry: what comes into view is read from the volume, and where nothing is
+    drawn the patch is cut as it is. Rotation about each axis by angles of at most ``degrees``;
+    ``null``: 30 in 3D, 180 in 2D, or 15 where a patch is more than 1.5 times as long as wide. One
+    factor of all axes is drawn from ``scale``; above 1 things become smaller. ``dummy_2d``: of
+    volumes, only the planes across the shortest axis of the patch are rotated (by up to 180
+    degrees) and scaled; ``null``: where the longest axis is more than three times as long. Labels
+    take the largest interpolated share.
+
+    Source:
+        Isensee et al., Nature Methods 18:203, 2021.
+    """
+    low, high = _two_numbers("spatial", "scale", scale)
+    if not 0 < low <= high:
+        raise ConfigError(
+            f"augment spatial: scale is [{low}, {high}], must satisfy 0 < low <= high, e.g."
+            " [0.7, 1.4]."
+        )
+    for name, p in (("p_rotation", p_rotation), ("p_scaling", p_scaling)):
+        if not 0 <= p <= 1:
+            raise ConfigError(
+                f"augment spatial: {name} is {p!r}, must be a probability from 0 to 1."
+            )
+    if degrees is not None and not 0 <= degrees <= 180:
+        raise ConfigError(f"augment spatial: degrees is {degrees}, must be from 0 to 180, or null.")
+    if dummy_2d and len(keys.size) == 2:
+        raise ConfigError("augment spatial: dummy_2d is for volumes (data.dims: 3). Leave it out.")
+    angles, fixed = rules(keys.size, degrees, dummy_2d)
+    modes = dict(zip(keys.every, keys.modes, strict=True))
+    return [RandSpatiald(modes, keys.size, (p_rotation, p_scaling), angles, (low, high), fixed)]
+
+
 def _two_numbers(entry: str, option: str, values: Sequence[float]) -> tuple[float, float]:
     """``values`` as two numbers. Raises ConfigError for anything else."""
     good = (
@@ -538,6 +581,7 @@ AUGMENT: Registry[AugmentationEntry] = Registry(
         "elastic": AugmentationEntry(_elastic),
         "colour": AugmentationEntry(_colour),
         "clahe": AugmentationEntry(_clahe),
+        "spatial": AugmentationEntry(_spatial),
     },
     record=AugmentationEntry,
 )
@@ -584,6 +628,11 @@ def augmentation(config: Config, n: int, reads: Collection[MapRequest] = ()) -> 
     """
     keys, entry, where = _keys(config, reads), config.data.augment[n], f"data.augment.{n}"
     make = bind(AUGMENT, entry, where, ("keys",))
+    if n and entry.name == "spatial":
+        raise ConfigError(
+            f"{where}: 'spatial' is drawn before a patch is read. Make it the first entry of"
+            " data.augment, and the only one of its kind."
+        )
     p = entry.options.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         raise ConfigError(
@@ -634,7 +683,7 @@ class OpenCachedCase(Transform):
 
 
 def training_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
-    """Transforms of training: open, balanced crop, augmentation.
+    """Transforms of training: open, balanced crop (with ``spatial``), augmentation.
 
     Args:
         config: config of the run.
@@ -646,7 +695,10 @@ def training_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compos
     Raises:
         ConfigError: as of :func:`augmentations`.
     """
-    return Compose([opener(config, reads), cropper(config, reads), *augmentations(config, reads)])
+    changes = augmentations(config, reads)
+    spatial = next((t for t in changes[:1] if isinstance(t, RandSpatiald)), None)
+    rest = changes if spatial is None else changes[1:]
+    return Compose([opener(config, reads), cropper(config, reads, spatial), *rest])
 
 
 def validation_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
@@ -675,22 +727,26 @@ def opener(config: Config, reads: Collection[MapRequest] = ()) -> OpenCachedCase
         A transform that opens the targets and maps of this config.
     """
     index = () if config.data.patch.changed is None else (derived.BLOCKS,)
-    return OpenCachedCase(config.targets, (*derived.wanted(config, reads), *index))
+    classes = () if derived.located(config) is None else (LOCATIONS,)
+    return OpenCachedCase(config.targets, (*derived.wanted(config, reads), *index, *classes))
 
 
-def cropper(config: Config, reads: Collection[MapRequest] = ()) -> RandBalancedCropd:
+def cropper(
+    config: Config, reads: Collection[MapRequest] = (), spatial: RandSpatiald | None = None
+) -> RandBalancedCropd:
     """Crop of a chain.
 
     Args:
         config: config of the run.
         reads: maps that the losses read.
+        spatial: rotation and scaling; None: patches are cut as they are.
 
     Returns:
         A transform that cuts image, targets and maps of this config.
     """
     targets: Mapping[str, Any] = config.targets
     maps = {name: m.fill for name, m in derived.wanted(config, reads).items()}
-    return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps)
+    return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps, spatial)
 
 
 # --- what MONAI's transforms lack -----------------------------------------------------------------

@@ -193,7 +193,8 @@ def _augment(config: Config, n: int, channels: int) -> None:
     """Run one augmentation, always applied, on a small random sample."""
     size = tuple(min(m, EDGE[config.data.dims]) for m in config.data.patch.size)
     part = config.data.augment[n]
-    always = NamedOptions(name=part.name, options={**part.options, "p": 1.0})
+    chances = ("p_rotation", "p_scaling") if part.name == "spatial" else ("p",)
+    always = NamedOptions(name=part.name, options={**part.options, **dict.fromkeys(chances, 1.0)})
     small = dataclasses.replace(
         config.data,
         patch=dataclasses.replace(config.data.patch, size=size),
