@@ -391,6 +391,7 @@ def test_unused_weights_are_searched_for(monkeypatch: pytest.MonkeyPatch) -> Non
             device="cpu",
             losses=WeightedSum(terms, {"label": "labels"}, deep=net.deep),
             context=None,
+            val_loader=object(),
         )
         state.start(job)  # type: ignore[arg-type]
     assert asked == [True, False]
