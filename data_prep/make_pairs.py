@@ -399,7 +399,7 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
     from blemishes import between
     from skimage.transform import resize
 
-    from pipeline.data.transforms import colour_matrix
+    from pipeline.data.augment.colours import colour_matrix
 
     turned = np.rot90(image, int(draw.integers(4)), axes=(1, 2))
     mirrored = turned[:, :, ::-1] if draw.random() < 0.5 else turned
@@ -571,7 +571,7 @@ def toned(image: np.ndarray) -> np.ndarray:
     import numpy as np
     from scipy.ndimage import gaussian_filter
 
-    from pipeline.data.transforms import colour_matrix
+    from pipeline.data.augment.colours import colour_matrix
 
     light = image.astype(np.float64) ** GAMMA
     film = np.clip(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config as Config
+    from pipeline.data.augment import AugmentationEntry as AugmentationEntry
     from pipeline.data.normalise import NormalisationEntry as NormalisationEntry
-    from pipeline.data.transforms import AugmentationEntry as AugmentationEntry
     from pipeline.inference.inferer import SlidingWindowInferer as SlidingWindowInferer
     from pipeline.inference.options import ModelOptions as ModelOptions
     from pipeline.inference.predictor import Predictor as Predictor
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AugmentationEntry": "data.transforms",
+    "AugmentationEntry": "data.augment",
     "Config": "config",
     "FoldError": "workflows.train",
     "HeadedNet": "networks",

@@ -19,19 +19,16 @@ from skimage.color import rgb2hsv
 from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, from_dict
+from pipeline.data.augment import AUGMENT, augmentations
+from pipeline.data.augment.colours import colour_matrix
+from pipeline.data.augment.geometry import UNFOLDED
+from pipeline.data.augment.keys import Keys
+from pipeline.data.augment.moves import RandElasticd
 from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.loaders import PatchDataset, set_random_state
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.properties import CaseProperties
-from pipeline.data.transforms import (
-    AUGMENT,
-    UNFOLDED,
-    Keys,
-    RandElasticd,
-    augmentations,
-    colour_matrix,
-    plain_tensors,
-)
+from pipeline.data.transforms import plain_tensors
 from pipeline.losses import reads
 from pipeline.records import Case
 

@@ -721,7 +721,7 @@ def test_good_settings_of_every_kind_pass(
     """What is tried out must not refuse what trains: every augmentation, schedule, optimiser, loss
     and metric with its defaults.
     """
-    from pipeline.data.transforms import AUGMENT
+    from pipeline.data.augment import AUGMENT
     from pipeline.losses import for_target
     from pipeline.metrics import METRICS
     from pipeline.training.optim import OPTIMIZERS, SCHEDULES

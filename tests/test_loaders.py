@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pipeline import files
 from pipeline.config import Config, ConfigError, Patch, from_dict
 from pipeline.data import cache, cases, loaders, properties
+from pipeline.data.augment import AUGMENT, augmentations
 from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.loaders import VALIDATION, EpochBatches, Key, Loader, PatchDataset
 from pipeline.data.normalise import IntensityScale
@@ -32,7 +33,6 @@ from pipeline.data.sampling import (
     grid_starts,
     seed_of,
 )
-from pipeline.data.transforms import AUGMENT, augmentations
 
 
 def config(**data: object) -> Config:

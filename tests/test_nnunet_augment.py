@@ -30,9 +30,11 @@ from scipy import ndimage, stats
 from test_augment import config, image_of, images, part, picture
 
 from pipeline.config import ConfigError
+from pipeline.data.augment import augmentations
+from pipeline.data.augment.colours import RandMirroredSmoothd
 from pipeline.data.loaders import set_random_state
 from pipeline.data.sampling import seed_of
-from pipeline.data.transforms import RandMirroredSmoothd, augmentations, plain_tensors
+from pipeline.data.transforms import plain_tensors
 
 CHANCE = 1e-3
 """Least probability of what is seen under the rule. Seeds are fixed, so a test that passes stays

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from skimage.measure import regionprops
 
 from pipeline.config import ConfigError, Patch, from_dict
+from pipeline.data.augment import AUGMENT, augmentations
 from pipeline.data.cache import Volume
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd
 from pipeline.data.spatial import RandSpatiald, Warp, rotation, rules
-from pipeline.data.transforms import AUGMENT, augmentations, training_chain
+from pipeline.data.transforms import training_chain
 
 SCALE = IntensityScale(low=(0.0,), high=(2.0,))
 

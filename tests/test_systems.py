@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline import config as configs
 from pipeline import ensemble, losses, networks, predict, train
-from pipeline.data.transforms import augmentations
+from pipeline.data.augment import augmentations
 from pipeline.postprocess import check
 
 ROOT = Path(__file__).resolve().parents[1]

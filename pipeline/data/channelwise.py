@@ -1,6 +1,6 @@
 """Changes of intensity whose numbers are drawn for each channel: the transform and its options.
 
-The entries of :mod:`pipeline.data.transforms` use them for what MONAI's transforms lack.
+The entries of :mod:`pipeline.data.augment` use them for what MONAI's transforms lack.
 """
 
 from __future__ import annotations

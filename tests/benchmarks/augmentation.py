@@ -116,7 +116,7 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 def ours(entry: dict[str, Any], size: tuple[int, ...]) -> Any:
     from pipeline.config import from_dict
-    from pipeline.data.transforms import augmentation
+    from pipeline.data.augment import augmentation
 
     data = {"patch": {"size": list(size), "foreground": None}, "augment": [entry]}
     config = from_dict({"name": "b", "data": data, "network": "unet", "losses": ["dice"]})

@@ -98,6 +98,7 @@ LOADED = (
     "pipeline.reporting",
     "pipeline.files.lock",
     "pipeline.data.cases",
+    "pipeline.data.augment",
     "pipeline.data.transforms",
     "pipeline.data.derived",
     "pipeline.data.folds",

@@ -16,7 +16,7 @@ from monai.transforms import Randomizable
 
 from pipeline import losses, networks, tasks
 from pipeline.config import Config, ConfigError, InitFrom, Problem, numbers
-from pipeline.data import derived, normalise, transforms
+from pipeline.data import augment, derived, normalise, transforms
 from pipeline.inference import models
 from pipeline.metrics import METRICS, evaluate
 from pipeline.metrics.context import MetricContext
@@ -184,7 +184,7 @@ def augmentations(config: Config, channels: int) -> Iterator[Problem]:
     for n, part in enumerate(config.data.augment):
         where = f"data.augment.{n}"
         found = list(proportions(where, part, {})) or list(
-            tried(where, part, lambda n=n: transforms.augmentation(config, n))
+            tried(where, part, lambda n=n: augment.augmentation(config, n))
         )
         yield from found or tried(where, part, lambda n=n: _augment(config, n, channels))
 
@@ -201,7 +201,7 @@ def _augment(config: Config, n: int, channels: int) -> None:
         augment=(*config.data.augment[:n], always),
     )
     try:
-        chain = transforms.augmentation(
+        chain = augment.augmentation(
             dataclasses.replace(config, data=small), n, losses.reads(config.losses)
         )
     except ConfigError:
