@@ -100,6 +100,7 @@ def problems(config: Config) -> Iterator[Problem]:
         )
     yield from _classes(config)
     yield from _forced(config)
+    yield from _average(config)
     if (
         config.train.average is not None
         and config.train.average.lr is not None
@@ -109,6 +110,19 @@ def problems(config: Config) -> Iterator[Problem]:
             f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the"
             " schedule's.",
             ("train.average.lr",),
+        )
+
+
+def _average(config: Config) -> Iterator[Problem]:
+    """An average of all steps whose constant rate leaves nothing to the schedule."""
+    average = config.train.average
+    if average and average.by == "step" and average.start == 0 and average.lr is not None:
+        yield Problem(
+            f"train.average.lr is {average.lr:g} from epoch 0 on, so train.schedule and the"
+            " optimiser's lr are not used. For an EMA beside the schedule set"
+            " train.average.lr=null.",
+            ("train.average.lr",),
+            "warning",
         )
 
 

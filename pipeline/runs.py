@@ -881,9 +881,11 @@ def fold_names(given: Any, what: str = "folds") -> tuple[FoldName, ...] | None:
             shown = " ".join(map(str, given))
             raise UserError(
                 f"{what} is {shown}; all, the one model of all cases, stands alone. Name it, or"
-                " numbers."
+                " numbers; an ensemble file takes both, as two members (docs/nnunet.md)."
             )
         return (ALL,)
+    if isinstance(given, str):
+        raise UserError(f"{what} is {given!r}; give whole numbers, such as [0, 1], or {ALL!r}.")
     found = whole_numbers(given, what)
     if not found:
         raise UserError(f"{what}: none is named. Name some, or leave it out to take them all.")

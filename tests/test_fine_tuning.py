@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,11 +191,21 @@ def test_mismatches_name_their_way_out(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="weights do not match") as error:
         initial.load(small("unet-batch", 2, channels=[4, 4, 8, 8, 16]), wanted)
     assert "fresh_heads" not in str(error.value)
-    with pytest.raises(CheckpointError, match="allow_missing"):
+    with pytest.raises(CheckpointError, match="allow_missing") as error:
         initial.load(small("sa_unet"), wanted)
+    assert '. The file\'s network is {"name": "unet"' in str(error.value)
+    assert "more of this kind" in str(error.value)
+    assert len(str(error.value).splitlines()) < 4 * initial.SHOWN
     two.outputs = ()
     with pytest.raises(ConfigError, match=r"fresh_heads: the network UNet does not name.*unet"):
         initial.load(two, wanted)
+
+
+def test_a_folder_in_place_of_a_model_file_is_answered_with_its_files(tmp_path: Path) -> None:
+    wanted = saved(tmp_path, "unet-batch")
+    folder = Path(wanted.path).parent
+    with pytest.raises(CheckpointError, match=re.escape(f"Here are: {wanted.path}")):
+        initial.load(small("unet-batch"), dataclasses.replace(wanted, path=str(folder)))
 
 
 def test_frozen_weights_that_stay_random_are_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from test_ranks import end, start
 
 import pipeline as pl
 from pipeline import config as configs
-from pipeline import files, networks, predict, report, train
+from pipeline import files, limits, networks, predict, report, train
 from pipeline.data.loaders import PatchDataset
 from pipeline.files import FileError, lock
 from pipeline.inference import models
@@ -33,6 +33,7 @@ from pipeline.records import ALL, Member
 from pipeline.runs import FoldFolder, RunFolder, fold_names
 from pipeline.training import checkpoint, fold
 from pipeline.workflows import ensemble, fuse
+from pipeline.workflows.train import what_next
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +210,8 @@ def test_folds_that_are_not_complete_are_named(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("most", "whole numbers"),
-        ([0, "all"], "stands alone"),
+        ("most", "whole numbers, such as .* or 'all'"),
+        ([0, "all"], "stands alone.*ensemble file"),
         (["all", "all"], "stands alone"),
         ([], "none is named"),
     ],
@@ -406,3 +407,30 @@ def test_two_ranks_train_it_as_one_does(tmp_path: Path) -> None:
         )
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_log_says_how_samples_are_drawn_and_weights_averaged() -> None:
+    base = configs.load("configs/nnunet_cpu.yaml")
+    (samples,) = fold._about_samples(base, ranks=1)
+    assert "1 of 2 in a batch centred on foreground" in samples
+    assert "15 batches an epoch" in samples
+    ema = ["train.average={decay: 0.9, by: step, start: 0}"]
+    trapped = configs.load("configs/nnunet_cpu.yaml", ema)
+    assert "5e-05 from then on, not the schedule's" in list(fold._about_samples(trapped, 1))[1]
+    kinds = [(p.keys, p.severity) for p in limits.problems(trapped)]
+    assert kinds == [(("train.average.lr",), "warning")]
+    free = configs.load("configs/nnunet_cpu.yaml", [*ema, "train.average.lr=null"])
+    assert list(fold._about_samples(free, 1))[1].endswith("follows the schedule")
+    assert not list(limits.problems(free))
+
+
+def test_the_model_of_all_cases_predicts_where_folds_are_missing(
+    averaged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configs.load(averaged / "config.yaml")
+    told = what_next(config, RunFolder(averaged))
+    assert f"--checkpoint {averaged} --folds all" in told
+    with caplog.at_level("INFO", logger="pipeline"):
+        pl.Predictor.load(averaged, folds="all")
+    assert "not validated" in caplog.text
+    assert "None" not in caplog.text

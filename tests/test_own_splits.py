@@ -109,7 +109,11 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
     ]
     lines = faults(tmp_path, found, cases, {e: "same", f: "same"})
     expected = [
-        ["2 ids are of no case", "case_02_0000 (did you mean case_02?)", "xyz (no id is like it)"],
+        [
+            "2 of the ids are of no case",
+            "case_02_0000 (did you mean case_02?)",
+            "xyz (no id is like it)",
+        ],
         ["fold 0 names under 'train' twice: case_01"],
         ["fold 0 has on both sides: case_01"],
         ["fold 2 has no case under 'val'"],
@@ -120,6 +124,16 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
     for line, words in zip(lines, expected, strict=True):
         assert all(word in line for word in words), line
         assert line.startswith(str(tmp_path / "f.json"))
+
+
+def test_a_file_name_in_place_of_an_id_is_answered_with_its_own_id(tmp_path: Path) -> None:
+    """Also where another id is as near by its letters."""
+    cases = [case("hip_004"), case("hip_040")]
+    one = {"train": ["hip_004_0000"], "val": ["hip_040.nii.gz"]}
+    found: Folds = [one, {"train": ["hip_040"], "val": ["hip_004"]}]
+    text = " ".join(faults(tmp_path, found, cases))
+    assert "hip_004_0000 (did you mean hip_004?)" in text
+    assert "hip_040.nii.gz (did you mean hip_040?)" in text
 
 
 def test_groups_count_where_they_are_asked_for(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def groups_of(cases: Sequence[Case]) -> dict[str, str]:
     if missing:
         raise UserError(
             f"data.folds.by is 'group', but {len(missing)} of {len(cases)} cases have no group:"
-            f" {', '.join(missing[:10])}. Give train.csv a column scroll_id (or group) with a value"
-            " for each id, or set data.folds.by=case."
+            f" {', '.join(missing[:10])}. Read it out of each id by a regular expression with one"
+            " group in brackets, such as data.folds.pattern='^([^_]+)_', give train.csv a column"
+            " scroll_id (or group) with a value for each id, or set data.folds.by=case."
         )
     return {case.id: str(case.group) for case in cases}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,14 +132,16 @@ def _foreign(found: Sequence[Split], known: Sequence[str]) -> Iterator[str]:
         hints = [f"{i} ({_near(i, known)})" for i in unknown[:SHOWN]]
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         yield (
-            f"{len(unknown)} ids are of no case of the data set: {', '.join(hints)}{more}. Ids are"
-            " names of image files without ending and without nnU-Net's _0000: correct or remove"
-            " them."
+            f"{len(unknown)} of the ids are of no case of the data set: {', '.join(hints)}{more}."
+            " Ids are names of image files without ending and without nnU-Net's _0000: correct or"
+            " remove them."
         )
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    """The id that a name most likely means, first the one that it is a file name of."""
+    stem = re.sub(r"(_\d{4})?(\.[A-Za-z]\w*)*$", "", name)
+    close = [stem] if stem in known else difflib.get_close_matches(stem, known, n=1)
     return f"did you mean {close[0]}?" if close else "no id is like it"
 
 

@@ -248,13 +248,19 @@ def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> by
     return to_bytes(plain, metadata={HEADER: json.dumps(header)})
 
 
+def _models_near(path: Path) -> str:
+    """The model files of a run or fold that is named in place of one, as a sentence."""
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("fold_*/*.safetensors"))
+    return f" Here are: {', '.join(map(str, found[:5]))}." if found else ""
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file, its weights unread. Raises CheckpointError where it is damaged."""
     if not os.path.isfile(path):
         raise CheckpointError(
-            f"{path}: no such model file. Check --checkpoint; a run holds"
-            " fold_N/best_model.safetensors."
+            f"{path}: no such model file. A run holds fold_N/best_model.safetensors, with"
+            f" train.keep: last fold_N/last_model.safetensors.{_models_near(path)}"
         )
     if path.suffix != ".safetensors":
         raise CheckpointError(
@@ -505,10 +511,9 @@ def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
                 **{k: model.trained_on.get(k) for k in ("family", "codes")},
             }
         )
-        about = (
-            f"Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}:"
-            f" {model.score}"
-        )
+        monitor = config.train.stop.monitor
+        value = "not validated" if model.score is None else f"{monitor}: {model.score}"
+        about = f"Fold: {model.fold}, epoch: {model.epoch + 1}, {value}"
         logger.info(f"Loaded model from {path}\n  {about}")
         networks_.append(network)
         configs.append(config)

@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.data.cache import CachedCase
 from pipeline.data.folds import Split
 from pipeline.data.loaders import Loader
+from pipeline.data.locations import is_forced
 from pipeline.data.sampling import seed_of
 from pipeline.inference import soft
 from pipeline.networks import HeadedNet
@@ -240,6 +241,8 @@ def make_job(run: TrainingRun, fold: FoldName, progress: Progress) -> FoldJob:
         logger.info(initial.load(network, config.train.init_from))
     if config.train.freeze:
         logger.info(freezing.freeze(network, config.train.freeze))
+    for line in _about_samples(config, context.size):
+        logger.info(line)
     folder = run.folder.fold(fold).path
     folder.mkdir(parents=True, exist_ok=True)
     ranks, reads = (context.rank, context.size), losses.reads(config.losses)
@@ -276,6 +279,29 @@ def make_job(run: TrainingRun, fold: FoldName, progress: Progress) -> FoldJob:
         spacings=run.scoring.in_model_space(run.cached.values()),
         trained_on=run.trained_on,
     )
+
+
+def _about_samples(config: Config, ranks: int) -> Iterator[str]:
+    """What the log says of forced foreground, steps and averaged weights, where they are on."""
+    patch, average = config.data.patch, config.train.average
+    parts = []
+    if patch.oversample is not None:
+        wide = patch.batch * ranks
+        forced = sum(is_forced(n, wide, patch.oversample) for n in range(wide))
+        parts.append(f"{forced} of {wide} in a batch centred on foreground (data.patch.oversample)")
+    if patch.steps is not None:
+        parts.append(f"{patch.steps} batches an epoch, cases drawn at random (data.patch.steps)")
+    if parts:
+        yield f"Samples: {', '.join(parts)}"
+    if average is not None:
+        when = f"from epoch {average.start + 1} on, after every {average.by}"
+        rate = (
+            "the learning rate follows the schedule"
+            if average.lr is None
+            else f"the learning rate is {average.lr:g} from then on, not the schedule's"
+            " (train.average.lr; null: the schedule's)"
+        )
+        yield f"Averaged weights: {when}; {rate}"
 
 
 def _losses(run: TrainingRun, network: HeadedNet) -> losses.WeightedSum:

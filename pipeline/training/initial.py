@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from pipeline.inference.models import CheckpointError, load_model
 from pipeline.networks import HeadedNet, outline
 from pipeline.networks.parts import is_within
 from pipeline.records import Checkpoint, UserError
+
+SHOWN = 12
+"""Most weights of a kind that a refusal lists."""
+NETWORK = 500
+"""Most characters of the file's network in a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +83,18 @@ def compare(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> str:
             f" {known}."
         )
     given, own, match = model.weights, network.state_dict(), _match(model, network, wanted)
-    listing = "\n".join(
+    head = f"Initial weights from {wanted.path}: {len(match.fitting)} of {len(own)} loaded"
+    kinds = [
+        [f"  left fresh (output layer): {k}" for k in match.fresh],
+        [f"  left fresh (not in the file): {k}" for k in match.missing],
         [
-            f"Initial weights from {wanted.path}: {len(match.fitting)} of {len(own)} loaded",
-            *(f"  left fresh (output layer): {k}" for k in match.fresh),
-            *(f"  left fresh (not in the file): {k}" for k in match.missing),
-            *(
-                f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)}"
-                f" here): {k}"
-                for k in match.shape
-            ),
-            *(f"  skipped (output layer): {k}" for k in match.heads),
-            *(f"  skipped (not in this network): {k}" for k in match.unused),
-        ]
-    )
+            f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)}"
+            f" here): {k}"
+            for k in match.shape
+        ],
+        [f"  skipped (output layer): {k}" for k in match.heads],
+        [f"  skipped (not in this network): {k}" for k in match.unused],
+    ]
     for names, allowed, option in (
         (match.missing, wanted.allow_missing, "allow_missing"),
         (match.unused, wanted.allow_unused, "allow_unused"),
@@ -98,11 +102,18 @@ def compare(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> str:
     ):
         if names and not allowed:
             hints = " ".join(_hints(names, network, model, wanted))
+            listing = "\n".join([head, *(line for kind in kinds for line in _shortened(kind))])
             raise CheckpointError(
                 f"{listing}\ntrain.init_from: {len(names)} weights do not match; accept this with"
                 f" train.init_from.{option}: true.{hints and ' '}{hints}"
             )
-    return listing
+    return "\n".join([head, *(line for kind in kinds for line in kind)])
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    """The first lines of a kind, with the number of the others."""
+    others = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"  ... and {others} more of this kind"] if others > 0 else [])]
 
 
 def fresh_names(model: Checkpoint, network: HeadedNet, wanted: InitFrom) -> list[str]:
@@ -153,6 +164,11 @@ def _hints(
     """What else can be done about weights that do not match."""
     given: Mapping[str, torch.Tensor] = model.weights
     own = network.state_dict()
+    if len(_match(model, network, wanted).fitting) < len(own) / 2:
+        yield (
+            "Few weights match. The file's network is"
+            f" {json.dumps(model.config.get('network'))[:NETWORK]}: set the same in this config."
+        )
     outputs = (*network.outputs, *(() if wanted.fresh_heads else _outputs_of(model)))
     heads = [k for k in names if is_within(k, outputs)]
     if heads and network.outputs and not wanted.fresh_heads:

@@ -457,8 +457,9 @@ def what_next(config: Config, run: RunFolder) -> str:
             f"Fold all failed, see {every.error_file}; the same command with --fold all trains it."
         )
     if done or every.completed:
-        models = run.path if not (missing and done) else run.fold(done[0]).path
-        words = ["--checkpoint", str(models), *([] if done else ["--folds", ALL])]
+        alone = bool(missing) and every.completed
+        models = run.fold(done[0]).path if missing and not alone else run.path
+        words = ["--checkpoint", str(models), *(["--folds", ALL] if alone else [])]
         words += ["--input", _test_images(config)]
         words += ["--output", str(Path("predictions") / config.name), *plugins.words(config)]
         lines.append(f"To predict: python -m pipeline.predict {shlex.join(words)}")
