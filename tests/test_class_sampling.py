@@ -27,6 +27,7 @@ from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
 from pipeline.data.locations import LOCATIONS, class_locations, draw_voxel, is_forced, ranges
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd
+from pipeline.data.targets import label_dtype
 
 SCALE = IntensityScale(low=(0.0,), high=(2.0,))
 
@@ -67,6 +68,7 @@ DATA = [
     Data(classes=4, ignore_label=255),
     Data(classes=3, ignore_label=-1),
     Data(classes=3, ignore_label=3),
+    Data(classes=128, ignore_label=-1),
     Data(classes=3, regions={"all": (1, 2), "two": 2}, regions_class_order=(1, 2)),
     Data(
         classes=4,
@@ -101,7 +103,7 @@ def test_the_index_holds_so_many_voxels_of_each_class(
 ) -> None:
     rng = np.random.default_rng(seed)
     values = [*range(data.classes), *([] if data.ignore_label is None else [data.ignore_label])]
-    label = rng.choice(values[: rng.integers(1, len(values) + 1)], space).astype(np.int16)
+    label = rng.choice(values[: rng.integers(1, len(values) + 1)], space).astype(label_dtype(data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locations, "LEAST", least)
         one = class_locations(label[None], data)

@@ -196,8 +196,10 @@ def test_folds_that_are_not_complete_are_named(
     (folder / "fold_1" / "result.json").unlink()
     with pytest.raises(pl.UserError, match=r"fold_all not complete.*pipeline.train ... --fold all"):
         pl.Predictor.load(folder, folds="all")
-    with pytest.raises(pl.UserError, match="fold_1, fold_7 not complete"):
-        pl.Predictor.load(folder, folds=[0, 1, 7])
+    with pytest.raises(pl.UserError, match="fold_1 not complete"):
+        pl.Predictor.load(folder, folds=[0, 1])
+    with pytest.raises(pl.UserError, match="has no fold 7, -1: its folds are 0 to"):
+        pl.Predictor.load(folder, folds=[0, 1, 7, -1])
     for path in (folder / "fold_0", folder / "fold_0" / "best_model.safetensors"):
         with pytest.raises(pl.UserError, match="Leave --folds out"):
             pl.Predictor.load(path, folds=[0])

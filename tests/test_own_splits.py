@@ -122,6 +122,18 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
         assert line.startswith(str(tmp_path / "f.json"))
 
 
+def test_ids_do_not_break_the_lines_of_a_message(tmp_path: Path) -> None:
+    cases = [case("a"), case("b")]
+    odd, long = "a\nerror: all is lost\x1b[31m", "x" * 5000
+    found: Folds = [
+        {"train": [odd, odd], "val": [long, "b"]},
+        {"train": ["b"], "val": [long, odd]},
+    ]
+    lines = faults(tmp_path, found, cases)
+    assert all(line.startswith(f"{tmp_path}") and line.isprintable() for line in lines)
+    assert len(lines) == 3 and max(map(len, lines)) < 1000, lines
+
+
 def test_groups_count_where_they_are_asked_for(tmp_path: Path) -> None:
     cases = [case("a", "1"), case("b", "1"), case("c", "2"), case("d", "3"), case("e")]
     found: Folds = [{"train": ["a", "c"], "val": ["b"]}, {"train": ["a"], "val": ["d"]}]
