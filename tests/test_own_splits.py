@@ -131,7 +131,8 @@ def test_ids_do_not_break_the_lines_of_a_message(tmp_path: Path) -> None:
     ]
     lines = faults(tmp_path, found, cases)
     assert all(line.startswith(f"{tmp_path}") and line.isprintable() for line in lines)
-    assert len(lines) == 3 and max(map(len, lines)) < 1000, lines
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 1000
 
 
 def test_groups_count_where_they_are_asked_for(tmp_path: Path) -> None:
