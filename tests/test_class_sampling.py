@@ -68,7 +68,6 @@ DATA = [
     Data(classes=4, ignore_label=255),
     Data(classes=3, ignore_label=-1),
     Data(classes=3, ignore_label=3),
-    Data(classes=128, ignore_label=-1),
     Data(classes=3, regions={"all": (1, 2), "two": 2}, regions_class_order=(1, 2)),
     Data(
         classes=4,
@@ -121,6 +120,14 @@ def test_the_index_holds_so_many_voxels_of_each_class(
         assert stop - first == min(count, max(least, math.ceil(count * 0.01)))
         assert (index[first:stop, 0] == key).all()
         assert masks[key][tuple(index[first:stop, 1:].T)].all()
+
+
+def test_a_type_without_room_for_one_more_number_is_no_hindrance() -> None:
+    """128 classes and -1 just fit into int8."""
+    data = Data(classes=128, ignore_label=-1)
+    label = np.array([[[0, -1, 127]]]).astype(label_dtype(data))
+    assert label.dtype == np.int8
+    assert class_locations(label, data).tolist() == [[0, 0, 0], [0, 0, 2], [127, 0, 2]]
 
 
 def test_kept_voxels_lie_anywhere_in_their_class() -> None:

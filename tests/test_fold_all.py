@@ -112,6 +112,12 @@ def test_last_weights_are_those_of_the_last_state(averaged: Path) -> None:
     assert not same(last, swa)
 
 
+def test_without_folds_the_table_has_no_line_of_them(averaged: Path) -> None:
+    text = next(averaged.glob("train_fold_all_*.log")).read_text()
+    assert "no case is held out to score it" in text
+    assert "out of fold " not in text
+
+
 def test_the_summary_of_the_folds_stays(folds_then_all: tuple[Path, Any]) -> None:
     """Only one key is new; the table, the report and the next steps name the model."""
     folder, before = folds_then_all
