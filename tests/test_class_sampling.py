@@ -27,6 +27,7 @@ from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
 from pipeline.data.locations import LOCATIONS, class_locations, draw_voxel, is_forced, ranges
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd
+from pipeline.data.targets import label_dtype
 
 SCALE = IntensityScale(low=(0.0,), high=(2.0,))
 
@@ -101,7 +102,7 @@ def test_the_index_holds_so_many_voxels_of_each_class(
 ) -> None:
     rng = np.random.default_rng(seed)
     values = [*range(data.classes), *([] if data.ignore_label is None else [data.ignore_label])]
-    label = rng.choice(values[: rng.integers(1, len(values) + 1)], space).astype(np.int16)
+    label = rng.choice(values[: rng.integers(1, len(values) + 1)], space).astype(label_dtype(data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locations, "LEAST", least)
         one = class_locations(label[None], data)
@@ -119,6 +120,14 @@ def test_the_index_holds_so_many_voxels_of_each_class(
         assert stop - first == min(count, max(least, math.ceil(count * 0.01)))
         assert (index[first:stop, 0] == key).all()
         assert masks[key][tuple(index[first:stop, 1:].T)].all()
+
+
+def test_a_type_without_room_for_one_more_number_is_no_hindrance() -> None:
+    """128 classes and -1 just fit into int8."""
+    data = Data(classes=128, ignore_label=-1)
+    label = np.array([[[0, -1, 127]]]).astype(label_dtype(data))
+    assert label.dtype == np.int8
+    assert class_locations(label, data).tolist() == [[0, 0, 0], [0, 0, 2], [127, 0, 2]]
 
 
 def test_kept_voxels_lie_anywhere_in_their_class() -> None:

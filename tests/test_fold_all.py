@@ -113,6 +113,12 @@ def test_last_weights_are_those_of_the_last_state(averaged: Path) -> None:
     assert not same(last, swa)
 
 
+def test_without_folds_the_table_has_no_line_of_them(averaged: Path) -> None:
+    text = next(averaged.glob("train_fold_all_*.log")).read_text()
+    assert "no case is held out to score it" in text
+    assert "out of fold " not in text
+
+
 def test_the_summary_of_the_folds_stays(folds_then_all: tuple[Path, Any]) -> None:
     """Only one key is new; the table, the report and the next steps name the model."""
     folder, before = folds_then_all
@@ -197,8 +203,10 @@ def test_folds_that_are_not_complete_are_named(
     (folder / "fold_1" / "result.json").unlink()
     with pytest.raises(pl.UserError, match=r"fold_all not complete.*pipeline.train ... --fold all"):
         pl.Predictor.load(folder, folds="all")
-    with pytest.raises(pl.UserError, match="fold_1, fold_7 not complete"):
-        pl.Predictor.load(folder, folds=[0, 1, 7])
+    with pytest.raises(pl.UserError, match="fold_1 not complete"):
+        pl.Predictor.load(folder, folds=[0, 1])
+    with pytest.raises(pl.UserError, match="has no fold 7, -1: its folds are 0 to"):
+        pl.Predictor.load(folder, folds=[0, 1, 7, -1])
     for path in (folder / "fold_0", folder / "fold_0" / "best_model.safetensors"):
         with pytest.raises(pl.UserError, match="Leave --folds out"):
             pl.Predictor.load(path, folds=[0])

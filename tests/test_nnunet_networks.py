@@ -343,6 +343,7 @@ SMALL = {"channels": [4, 4, 4]}
         ({"channels": [4]}, ["[4]", "at least two"]),
         ({"channels": 4}, ["4", "at least two"]),
         ({**SMALL, "kernel": 2}, ["kernel", "2", "odd"]),
+        ({**SMALL, "kernel": 65}, ["kernel", "65", "at most 63"]),
         ({**SMALL, "kernel": [3, 3]}, ["kernel", "3 entries"]),
         ({**SMALL, "kernel": [3, [3, 3, 3], 3]}, ["kernel", "2 of them"]),
         ({**SMALL, "strides": [2, 2, 2]}, ["strides", "begin with 1", "[1, 2, 2]"]),

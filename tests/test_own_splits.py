@@ -136,6 +136,19 @@ def test_a_file_name_in_place_of_an_id_is_answered_with_its_own_id(tmp_path: Pat
     assert "hip_040.nii.gz (did you mean hip_040?)" in text
 
 
+def test_ids_do_not_break_the_lines_of_a_message(tmp_path: Path) -> None:
+    cases = [case("a"), case("b")]
+    odd, long = "a\nerror: all is lost\x1b[31m", "x" * 5000
+    found: Folds = [
+        {"train": [odd, odd], "val": [long, "b"]},
+        {"train": ["b"], "val": [long, odd]},
+    ]
+    lines = faults(tmp_path, found, cases)
+    assert all(line.startswith(f"{tmp_path}") and line.isprintable() for line in lines)
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 1000
+
+
 def test_groups_count_where_they_are_asked_for(tmp_path: Path) -> None:
     cases = [case("a", "1"), case("b", "1"), case("c", "2"), case("d", "3"), case("e")]
     found: Folds = [{"train": ["a", "c"], "val": ["b"]}, {"train": ["a"], "val": ["d"]}]

@@ -445,6 +445,7 @@ def test_as_many_numbers_are_used_whatever_is_drawn() -> None:
     [
         ({"scale": [1.4, 0.7]}, r"scale is \[1.4, 0.7\], must satisfy 0 < low <= high"),
         ({"scale": [0, 1]}, "0 < low"),
+        ({"scale": [1, 20]}, "high <= 4"),
         ({"scale": 1.4}, "two numbers"),
         ({"p_rotation": 1.5}, "p_rotation is 1.5"),
         ({"p_scaling": -0.5}, "p_scaling is -0.5"),

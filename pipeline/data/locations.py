@@ -113,12 +113,13 @@ def class_locations(label: np.ndarray, data: Data) -> np.ndarray:
 def _slabs(label: np.ndarray, data: Data) -> Iterator[tuple[int, np.ndarray]]:
     """First row and class numbers of each slab of ``(*S)``; ignored voxels are ``classes``."""
     rows = max(1, SLAB // max(1, math.prod(label.shape[1:])))
+    ignored = np.int32(data.classes)  # int8 holds 127 and -1, but not the number after 127
     for first in range(0, label.shape[0], rows):
         part = np.asarray(label[first : first + rows])
         if data.ignore_label is None:
             yield first, part
         else:
-            yield first, np.where(part == data.ignore_label, data.classes, part)
+            yield first, np.where(part == data.ignore_label, ignored, part)
 
 
 def _counted(label: np.ndarray, data: Data) -> Iterator[np.ndarray]:

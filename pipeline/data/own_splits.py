@@ -16,6 +16,9 @@ from pipeline.records import Case, UserError
 SHOWN = 10
 """Most ids that a message lists."""
 
+LONGEST = 200
+"""Most characters of an id that a message shows whole."""
+
 
 def path_of(data: config.Data) -> Path | None:
     """Where the file of own folds lies.
@@ -129,13 +132,18 @@ def _foreign(found: Sequence[Split], known: Sequence[str]) -> Iterator[str]:
     ids = set(known)
     unknown = sorted({i for fold in found for i in (*fold.train, *fold.val) if i not in ids})
     if unknown:
-        hints = [f"{i} ({_near(i, known)})" for i in unknown[:SHOWN]]
+        hints = [f"{_legible(i)} ({_near(i, known)})" for i in unknown[:SHOWN]]
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         yield (
             f"{len(unknown)} of the ids are of no case of the data set: {', '.join(hints)}{more}."
             " Ids are names of image files without ending and without nnU-Net's _0000: correct or"
             " remove them."
         )
+
+
+def _legible(name: str) -> str:
+    """An id as a message shows it: a long one cut, and one with line breaks or the like quoted."""
+    return name if name.isprintable() and len(name) <= LONGEST else files.shown(name)
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -165,7 +173,7 @@ def _held_out_twice(found: Sequence[Split]) -> Iterator[str]:
     for number, fold in enumerate(found):
         for name in set(fold.val):
             by_case[name].append(number)
-    twice = sorted(f"{name} ({_numbers(n)})" for name, n in by_case.items() if len(n) > 1)
+    twice = sorted(f"{_legible(name)} ({_numbers(n)})" for name, n in by_case.items() if len(n) > 1)
     if twice:
         yield (
             f"{len(twice)} cases are held out by several folds: {_listed(twice)}. An out-of-fold"
@@ -208,6 +216,6 @@ def _shared_groups(found: Sequence[Split], cases: Sequence[Case]) -> Iterator[st
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (
+    return ", ".join(_legible(name) for name in names[:SHOWN]) + (
         f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     )

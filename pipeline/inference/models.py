@@ -477,6 +477,13 @@ def _named(run: RunFolder, names: Sequence[FoldName]) -> list[FoldFolder]:
     if not (run.exists or run.fold_folders() or run.fold(ALL).exists):
         raise UserError(f"--checkpoint {run.path}: is no run folder. {_WITHOUT_FOLDS}")
     missing = [name for name, fold in zip(names, folds, strict=True) if not fold.completed]
+    count = run.fold_count()
+    unknown = [n for n in missing if not isinstance(n, str) and not 0 <= n < count]
+    if unknown and count:
+        raise UserError(
+            f"{run.path}: has no fold {', '.join(map(str, unknown))}: its folds are 0 to"
+            f" {count - 1}, and all for the one model of all cases. Name these with --folds."
+        )
     if missing:
         listed = ", ".join(f"fold_{name}" for name in missing)
         raise UserError(

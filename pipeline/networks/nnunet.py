@@ -35,6 +35,9 @@ WIDTHS = (32, 64, 128, 256, 320, 320)
 BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the encoder's levels; the last number is that of all further ones, too."""
 
+WIDEST = 63
+"""Largest kernel along an axis; one of 63³ takes as long as ten thousand of 3³."""
+
 FARTHEST = 1024
 """Largest product of the strides along an axis."""
 
@@ -280,8 +283,8 @@ def _plan(
         [kernel] * levels if isinstance(kernel, int) else kernel, levels, dims, f"{where}: kernel"
     )
     require(
-        all(k % 2 for row in kernels for k in row),
-        f"{where}: kernel is {kernel!r}, must hold odd numbers, e.g. 3.",
+        all(k % 2 and k <= WIDEST for row in kernels for k in row),
+        f"{where}: kernel is {kernel!r}, must hold odd numbers of at most {WIDEST}, e.g. 3.",
     )
     usual = [1] + [2] * (levels - 1)
     steps = per_level(usual if strides is None else strides, levels, dims, f"{where}: strides")

@@ -69,10 +69,11 @@ def of_training(summary: Mapping[str, Any]) -> str:
         if fold["error"]:
             lines.append(start + fold["error"])
     total = clock(sum(fold["seconds"] for fold in summary["folds"]))
-    lines.append(
-        f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>25}{'':>{wide}}"
-        + _row(summary["out_of_fold"], columns)
-    )
+    if summary["folds"]:  # else there is only the model of all cases
+        lines.append(
+            f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>25}{'':>{wide}}"
+            + _row(summary["out_of_fold"], columns)
+        )
     lines += _all_cases(summary)
     if "pooled" in summary:
         lines.append(

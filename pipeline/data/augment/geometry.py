@@ -151,10 +151,10 @@ def spatial(
         Isensee et al., Nature Methods 18:203, 2021.
     """
     low, high = two_numbers("spatial", "scale", scale)
-    if not 0 < low <= high:
+    if not 0 < low <= high <= FARTHEST:
         raise ConfigError(
-            f"augment spatial: scale is [{low}, {high}], must satisfy 0 < low <= high, e.g."
-            " [0.7, 1.4]."
+            f"augment spatial: scale is [{low}, {high}], must satisfy 0 < low <= high <="
+            f" {FARTHEST}, e.g. [0.7, 1.4]."
         )
     for name, p in (("p_rotation", p_rotation), ("p_scaling", p_scaling)):
         if not 0 <= p <= 1:
@@ -169,6 +169,9 @@ def spatial(
     modes = dict(zip(keys.every, keys.modes, strict=True))
     return [RandSpatiald(modes, keys.size, (p_rotation, p_scaling), angles, (low, high), fixed)]
 
+
+FARTHEST = 4
+"""Largest factor of ``spatial``: a patch is read from a box that is so many times as long."""
 
 UNFOLDED = {2: 0.48, 3: 0.40}
 """Largest shift of control points, in units of their spacing, at which no cubic B-spline
