@@ -74,7 +74,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
         name = str(path.relative_to(folder))
         if "store" in path.parts or "checkpoint_latest" in path.parts:
             continue
-        if path.suffix in (".safetensors", ".npy"):
+        if path.suffix in (".safetensors", ".png", ".npy"):
             out[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name == "log.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]

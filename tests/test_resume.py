@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import fingerprint
 
 from pipeline import cli, train
 from pipeline.config import ConfigError, Train
@@ -73,32 +74,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "stopping": {**TRAIN, "epochs": 9, "stop": {"monitor": "val_dice", "patience": 2}},
 }
 Calm = tuple[dict[str, str], dict[str, int], Path]
-
-
-def fingerprint(run: Path) -> dict[str, str]:
-    """Everything that must not depend on interruptions: models, answers, every number that is no
-    time.
-    """
-    out = {}
-    for path in sorted(run.rglob("*")):
-        name = str(path.relative_to(run))
-        if "store" in path.parts or "checkpoint_latest" in path.parts:
-            continue
-        if path.suffix in (".safetensors", ".png", ".npy"):
-            out[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.name == "log.jsonl":
-            out[name] = json.dumps(
-                [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
-            )
-        if path.name in ("result.json", "summary.json"):
-            out[name] = json.dumps(_timeless(json.loads(path.read_text())))
-    return out
-
-
-def _timeless(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {k: _timeless(v) for k, v in found.items() if k != "seconds"}
-    return [_timeless(v) for v in found] if isinstance(found, list) else found
 
 
 @pytest.fixture(scope="module")

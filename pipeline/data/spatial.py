@@ -189,8 +189,8 @@ class RandSpatiald(Randomizable, MapTransform):
         factors = np.full(len(self.size), low + draws[2] * (high - low) if scales else 1.0)
         if self.fixed is not None:
             factors[self.fixed] = 1
-        turned = rotation(angles) if rotates else np.eye(len(self.size))
-        return turned * factors  # the columns: scaled first
+        rotated = rotation(angles) if rotates else np.eye(len(self.size))
+        return rotated * factors  # the columns: scaled first
 
     def randomize(self, data: Any = None) -> np.ndarray | None:
         """Draw a transform from the own state.

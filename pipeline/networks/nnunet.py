@@ -5,7 +5,8 @@ Their weights have nnU-Net's names, without the second names that nnU-Net gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -293,7 +294,7 @@ def _plan(
         f"{where}: strides is {strides!r}, must begin with 1, as the finest level has the size of"
         f" the image, e.g. {usual}.",
     )
-    total = [_product(axis) for axis in zip(*steps, strict=True)]
+    total = [math.prod(axis) for axis in zip(*steps, strict=True)]
     require(
         max(total) <= FARTHEST,
         f"{where}: strides is {strides!r}, whose product is {max(total)} along an axis, must be at"
@@ -314,11 +315,6 @@ def _plan(
         norm=norm_layer(layers[0], channels, f"{where}: norm"),
         activation=activation_layer(layers[1], f"{where}: activation"),
     )
-
-
-def _product(numbers: Iterable[int]) -> int:
-    *_, last = accumulate(numbers, int.__mul__)
-    return last
 
 
 def _counts(value: Any, many: int, where: str, which: str) -> Size:
