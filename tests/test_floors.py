@@ -40,6 +40,7 @@ FLOORS = {
     "scoring": 6,
     "training": 7,
     "tuning": 8,
+    "planning": 8,
     "reporting": 8,
     "serving": 8,
     "workflows": 9,
