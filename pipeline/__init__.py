@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from pipeline.training.optim import ScheduleEntry as ScheduleEntry
     from pipeline.workflows.ensemble import fuse_predictions as fuse_predictions
     from pipeline.workflows.evaluate import score_folder as score_folder
+    from pipeline.workflows.plan import plan_dataset as plan_dataset
+    from pipeline.workflows.plan import write_plan as write_plan
     from pipeline.workflows.predict import predict_files as predict_files
     from pipeline.workflows.report import write_report as write_report
     from pipeline.workflows.submit import write_submission as write_submission
@@ -75,12 +77,14 @@ _HOMES = {
     "fuse_predictions": "workflows.ensemble",
     "load_config": "runs",
     "load_plugins": "plugins",
+    "plan_dataset": "workflows.plan",
     "predict_files": "workflows.predict",
     "register": "plugins",
     "score": "scoring.arrays",
     "score_folder": "workflows.evaluate",
     "train_folds": "workflows.train",
     "tune_postprocessing": "workflows.tune",
+    "write_plan": "workflows.plan",
     "write_report": "workflows.report",
     "write_submission": "workflows.submit",
 }
@@ -110,12 +114,14 @@ __all__ = [
     "fuse_predictions",
     "load_config",
     "load_plugins",
+    "plan_dataset",
     "predict_files",
     "register",
     "score",
     "score_folder",
     "train_folds",
     "tune_postprocessing",
+    "write_plan",
     "write_report",
     "write_submission",
 ]

@@ -13,6 +13,7 @@ from pipeline.config import nearest
 from pipeline.records import DONE, WRONG
 
 COMMANDS = {
+    "plan": "look at a folder of images, and write a config for it with reasons",
     "train": "train the folds of a system by cross-validation",
     "predict": "predict whole images or volumes with trained folds",
     "evaluate": "score a folder of answers against a folder of labels",

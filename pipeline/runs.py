@@ -4,6 +4,7 @@
 
     RUN/
       environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json
+      plan.yaml  fingerprint.json    where pipeline.plan wrote the config
       report.html  store/  tuning/
       fold_N/
         best_model.safetensors (train.keep: last: last_model)  swa_model.safetensors
@@ -62,8 +63,11 @@ WRITTEN = (
 )
 """What a run writes into its folder, beside its folds; the first two make a folder a run."""
 
-BESIDE = (lock.NAME, "store", "slurm")
-"""What a folder may hold before there is a run: a lock, a cache, the logs of a scheduler."""
+PLANNED = ("plan.yaml", "fingerprint.json")
+"""Files of a run's plan, which may lie in its folder before there is a run."""
+
+BESIDE = (lock.NAME, "store", "slurm", *PLANNED)
+"""What a folder may hold before there is a run: a lock, a cache, a scheduler's logs, a plan."""
 
 MODELS = {
     "best": "best_model.safetensors",
@@ -87,6 +91,19 @@ PACKAGES = (
 
 MOST_CHANGES = 20
 """Most changes that a message lists; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPlan:
+    """A plan of ``pipeline.plan`` as it stands in its files.
+
+    Args:
+        text: the YAML, maybe edited since.
+        fingerprint: the JSON beside it; None where there is none.
+    """
+
+    text: str
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +410,16 @@ class RunFolder:
     def tuning_journal(self) -> Path:
         """Scores of candidates, by case."""
         return self.tuning / "scores.jsonl"
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan of ``pipeline.plan`` that the run was trained by, with its reasons."""
+        return self.path / PLANNED[0]
+
+    @property
+    def fingerprint_file(self) -> Path:
+        """What planning found in the data."""
+        return self.path / PLANNED[1]
 
     @property
     def plugins(self) -> Path:
@@ -708,6 +735,17 @@ class RunFolder:
         self._keep_plugins(plugins.used_by(config))
         files.write_text(self.config_file, dump(config))
         files.write_json(self.cases_file, listing)
+
+    def keep_plan(self, plan: KeptPlan) -> None:
+        """Keep a plan and its fingerprint; the folder is created.
+
+        Args:
+            plan: their texts.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if plan.fingerprint is not None:
+            files.write_text(self.fingerprint_file, plan.fingerprint)
+        files.write_text(self.plan_file, plan.text)  # last: without it there is no plan
 
     def _keep_plugins(self, used: Sequence[Plugin]) -> None:
         """Keep copies of plugins, and their hashes."""

@@ -4,6 +4,9 @@ Check everything, split once, train each fold to its end, score it on its held-o
 
     python -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold -1
 
+Without ``--config``, a folder of ``--data-dir`` that is not the competition's is planned first, as
+``python -m pipeline.plan DIR`` does; the plan lies in the run folder.
+
 Running the same command again continues where it stopped; a finished fold is not trained again.
 Several such commands may work on one run at the same time, on one host or many, each on its own
 folds: a fold belongs to the process that trains it, and the run folder to one process at a time
@@ -22,10 +25,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import cli, model_options
 from pipeline.records import DONE, FAILED, FoldName
+
+if TYPE_CHECKING:
+    from pipeline.workflows.checks import Request
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
     """
     p = cli.parser("train", "Train the folds of a system by cross-validation.")
     p.add_argument(
-        "--config", type=Path, default=Path("configs/surface.yaml"), help="the system's YAML file"
+        "--config",
+        type=Path,
+        help="the system's YAML file; default: configs/surface.yaml for the competition's data, a"
+        " plan for any other --data-dir",
     )
     p.add_argument(
         "--data-dir", type=Path, help="data set folder; default: data.root of the config"
@@ -88,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(
     *,
-    config: Path,
+    config: Path | None,
     data_dir: Path | None,
     fold: FoldName,
     out: Path | None,
@@ -101,7 +113,7 @@ def train(
     """Check a system, or train its folds.
 
     Args:
-        config: YAML file of the system.
+        config: YAML file of the system; None: that of the competition, or a plan for ``data_dir``.
         data_dir: folder of the data set; None: ``data.root`` of the config.
         fold: number of the fold; -1: all folds in order; ``all``: one model on every case.
         out: run folder; None: ``runs/NAME``.
@@ -114,18 +126,27 @@ def train(
     Returns:
         Exit code.
     """
+    from pipeline.workflows import checks
+    from pipeline.workflows import plan as plans
+
+    folds = None if fold == -1 else (fold,)
+    request = checks.Request(data_dir=data_dir, out=out, folds=folds, device=device, fresh=fresh)
+    with nullcontext(config) if config is not None else plans.config_for(request, dry_run) as path:
+        request = replace(request, source=str(path), plan=plans.read_kept(path))
+        return _train(path, set, request, continue_on_error, dry_run)
+
+
+def _train(
+    config: Path, overrides: list[str], request: Request, continue_on_error: bool, dry_run: bool
+) -> int:
     from pipeline.runs import load_config
     from pipeline.workflows import checks
     from pipeline.workflows import train as workflow
 
-    folds = None if fold == -1 else (fold,)
-    request = checks.Request(
-        source=str(config), data_dir=data_dir, out=out, folds=folds, device=device, fresh=fresh
-    )
     if dry_run:
-        checks.dry_run(config, set, request)
+        checks.dry_run(config, overrides, request)
         return DONE
-    trained = workflow.train(load_config(config, set), request, continue_on_error)
+    trained = workflow.train(load_config(config, overrides), request, continue_on_error)
     return FAILED if trained.failed or trained.busy else DONE
 
 

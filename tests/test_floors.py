@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pipeline"
-COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
+COMMANDS = ["plan", "train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
 FLOORS = {
     "records": 0,
     "registry": 0,

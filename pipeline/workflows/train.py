@@ -33,7 +33,6 @@ from pipeline.records import ALL, FAILED, FoldName, FoldResult, UserError
 from pipeline.reporting import tables
 from pipeline.runs import RunFolder, fold_names, load_config
 from pipeline.scoring.cached import scoring_of
-from pipeline.stopping import stop
 from pipeline.training import distributed
 from pipeline.training.distributed import DistributedContext, DistributedError
 from pipeline.training.fold import TrainingRun, train_guarded
@@ -48,6 +47,7 @@ from pipeline.workflows.checks import (
     check_folds,
     check_names,
 )
+from pipeline.workflows.locking import run_lock
 from pipeline.workflows.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,6 @@ RULE = tables.RULE
 
 MOST_FAULTS = 20
 """Number of faults in the data that an exception lists."""
-
-SILENT = 3.0
-"""Seconds of waiting for another process before a line is logged."""
-
 
 _training = threading.Lock()
 """Held while a fold is trained: random state, logging and signals belong to the whole process."""
@@ -231,13 +227,15 @@ def _prepare(config: Config, start: Start, context: DistributedContext) -> Train
         channels = check_names(config, data.properties, start)
         config, data = checks.with_numbers(config, data, start)
         return _open_run(config, start.run, data, context, channels)
-    with _locked(start.run):
+    with run_lock(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
         config, data = checks.with_numbers(config, data, start)
         check_folds(config, data, start)
         with _replacing(start.run) if start.fresh else contextlib.nullcontext():
             _create_run(config, start.run, data)
+            if start.plan is not None:
+                start.run.keep_plan(start.plan)
             return _open_run(config, start.run, data, context, channels)
 
 
@@ -250,26 +248,6 @@ def _require_unlocked(start: Start) -> None:
     if len(start.folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
         with lock.held(path):
             pass
-
-
-def _locked(run: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """Lock the run folder for this process alone, to prepare or summarise the run.
-
-    Waits for other processes that do, and stops waiting on request.
-    """
-    warned = False
-
-    def wait(busy: lock.BusyError, seconds: float) -> None:
-        nonlocal warned
-        stop.raise_if_stopped()
-        if seconds > SILENT and not warned:
-            warned = True
-            logger.info(
-                f"Waiting: {run.path} is being prepared or summed up by"
-                f" {busy.owner or 'another process'}"
-            )
-
-    return lock.held(run.lock, wait)
 
 
 @contextlib.contextmanager
@@ -285,7 +263,7 @@ def _replacing(run: RunFolder) -> Iterator[None]:
         for path in run.fold_paths():
             folds.enter_context(lock.held(path / lock.NAME))
         logger.info(f"--fresh: the old run is kept as {run.set_aside()}")
-    with _locked(run):
+    with run_lock(run):
         yield
 
 
@@ -382,7 +360,7 @@ def _train_all(run: TrainingRun, folds: Sequence[FoldName], continue_on_error: b
             if not continue_on_error:
                 break
     if run.context.is_main:
-        with _locked(run.folder):
+        with run_lock(run.folder):
             logger.info(tables.of_training(summarise(run)))
             write_run_report(run.folder)
     unfinished: dict[FoldName, str] = {

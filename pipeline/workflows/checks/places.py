@@ -17,7 +17,7 @@ from pipeline.data import own_splits
 from pipeline.files import lock, nearest, refused, require_text
 from pipeline.inference.devices import resolve
 from pipeline.records import ALL, FoldName, UserError
-from pipeline.runs import BESIDE, WRITTEN, FoldFolder, RunFolder, present
+from pipeline.runs import BESIDE, WRITTEN, FoldFolder, KeptPlan, RunFolder, present
 
 LONGEST = 200
 """Bytes of a name: file names that are made of it need room for endings."""
@@ -38,6 +38,8 @@ class Start:
     device: str = "auto"
     fresh: bool = False
     """Whether an existing run is put aside first."""
+    plan: KeptPlan | None = None
+    """The plan that the config is, which the run keeps."""
 
     @property
     def run(self) -> RunFolder:
@@ -62,6 +64,7 @@ class Request:
             cases.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         fresh: put an existing run aside and start over.
+        plan: the plan of ``pipeline.plan`` that the config is, which the run keeps.
     """
 
     source: str = "config"
@@ -70,6 +73,7 @@ class Request:
     folds: tuple[FoldName, ...] | None = None
     device: str = "auto"
     fresh: bool = False
+    plan: KeptPlan | None = None
 
     def on_data(self, config: Config) -> Config:
         """The config with the data set asked for.
@@ -116,6 +120,7 @@ class Request:
             folds=folds,
             device=self.device,
             fresh=self.fresh,
+            plan=self.plan,
         )
 
 

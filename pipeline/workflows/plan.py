@@ -1,0 +1,412 @@
+"""Planning: look at a data set once, decide, measure a step, and write a config with its reasons.
+
+Data flow: arrangement -> look (fingerprint) -> decisions -> precision, cost, schedule -> YAML.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline import files
+from pipeline.config import Data
+from pipeline.data import cases as case_finder
+from pipeline.data.layouts import layout_of
+from pipeline.files import require_text
+from pipeline.inference import devices
+from pipeline.planning import cost as costs
+from pipeline.planning import decide, plan_file, precision, schedule, stored, tables
+from pipeline.planning.arrangement import arrange
+from pipeline.planning.decide import DatasetPlan
+from pipeline.planning.ground import PlanRequest
+from pipeline.planning.look import fingerprint_of
+from pipeline.planning.presets import PRESETS
+from pipeline.planning.sample import SampleCase
+from pipeline.progress import bars_shown, progress_callback
+from pipeline.records import Case, UserError
+from pipeline.runs import KeptPlan, RunFolder
+from pipeline.tasks import TASKS
+from pipeline.workflows.checks import Request
+from pipeline.workflows.locking import run_lock
+
+logger = logging.getLogger(__name__)
+
+BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)?", re.IGNORECASE)
+"""A number of gigabytes, with or without its unit."""
+
+CLASSES = (80.0, 40.0, 24.0, 16.0, 8.0)
+"""Memory in GiB that devices are sold with; one of 79.1 GiB counts as 80."""
+
+SLACK = 0.9
+"""Share of such a size that a device must report."""
+
+SURFACE = Path("configs/surface.yaml")
+"""The competition's system, which is trained where no config and no other folder is named."""
+
+
+def plan_dataset(
+    root: Path | str,
+    *,
+    preset: str | None = None,
+    budget: str | None = None,
+    minutes: float | None = None,
+    configuration: str | None = None,
+    name: str | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> DatasetPlan:
+    """Plan a system for a folder of images and labels.
+
+    Every file is read once; then one training step is measured on the device at hand.
+
+    Args:
+        root: data set folder: nnU-Net's, the competition's, or folders of images and targets.
+        preset: nnU-Net's rules: ``plain``, ``resenc-m``, ``resenc-l``, ``resenc-xl``; None: those
+            that fit the budget, on a CPU our own.
+        budget: ``cpu``, or memory such as ``24G``; None: that of the preset where one is given,
+            else of the device at hand.
+        minutes: wall time of training all folds; None: nnU-Net's length, on a CPU an hour.
+        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``; None: chosen.
+        name: of the system; None: that of the folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, to measure on.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The plan: its ``config`` can be trained, ``write_plan`` makes a file of it.
+
+    Raises:
+        UserError: for a folder that holds no data set, and for what cannot be asked for.
+
+    Example:
+        >>> plan_dataset("nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        pipeline.records.UserError: nowhere ...
+    """
+    root, used = Path(root), devices.resolve(device)
+    require_text("the data set's folder", root)
+    gigabytes = _gigabytes(budget, preset, used)
+    length = minutes
+    if minutes is None and gigabytes is None and preset is None:
+        length = decide.MINUTES
+    request = PlanRequest(
+        name=_name(name, root),
+        preset=preset,
+        gigabytes=gigabytes,
+        minutes=length,
+        configuration=configuration,
+    )
+    _require_possible(request, used)
+    with bars_shown(progress):
+        arrangement = arrange(root)
+        for note in arrangement.notes:
+            logger.info(note)
+        fingerprint = fingerprint_of(arrangement, progress_callback("looking at the data"))
+        if preset is not None and fingerprint.task != "labels":
+            raise UserError(
+                f"--preset {preset}: nnU-Net's rules are for labels, and {root} holds pairs of"
+                " images. Leave --preset out."
+            )
+        plan = decide.decide(fingerprint, request)
+        return _measured(plan, used, request)
+
+
+def _require_possible(request: PlanRequest, device: str) -> None:
+    """Raise UserError for options that do not go together."""
+    on_cpu = devices.kind(device) == "cpu"
+    needs_gpu = request.preset is not None or request.gigabytes is not None
+    if request.minutes is not None and not 0 < request.minutes < 1e6:
+        raise UserError(f"--minutes is {request.minutes:g}, must be above 0 and below a million.")
+    if request.minutes is not None and needs_gpu and on_cpu:
+        raise UserError(
+            f"--minutes {request.minutes:g} needs a measured step, and there is no CUDA device here"
+            " to measure one for a GPU's plan. Plan on the machine that will train, take --budget"
+            " cpu, or leave --minutes out."
+        )
+
+
+def _gigabytes(budget: str | None, preset: str | None, device: str) -> float | None:
+    """Memory to plan for; None: a CPU, or that of the preset."""
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset is {preset!r}, must be one of {', '.join(PRESETS)}.")
+    if budget is None:
+        if preset is not None or devices.kind(device) == "cpu":
+            return None
+        free = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return next((size for size in CLASSES if free >= SLACK * size), round(free, 1))
+    if budget.strip().lower() == "cpu":
+        if preset is not None:
+            raise UserError(
+                f"--preset {preset} is sized for the memory of a GPU, --budget cpu is none. Leave"
+                " one of them out: without --preset our own rules plan for the CPU."
+            )
+        return None
+    given = BUDGET.fullmatch(budget.strip())
+    if given is None or not 1 <= float(given[1]) <= 4096:
+        raise UserError(
+            f"--budget is {budget!r}, must be cpu or the memory of a GPU from 1G to 4096G, such as"
+            " 8G, 24G or 80G."
+        )
+    return float(given[1])
+
+
+def _name(name: str | None, root: Path) -> str:
+    """A name that can be a folder's."""
+    made = re.sub(r"[^\w.-]+", "_", name or root.resolve().name).strip("._") or "plan"
+    if name is not None and made != name:
+        raise UserError(
+            f"--name is {name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'."
+        )
+    return made
+
+
+def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPlan:
+    """The plan with measured cost, and the schedule of its minutes."""
+    for_cpu = plan.ground.preset is None and request.gigabytes is None
+    on_cpu = devices.kind(device) == "cpu"
+    if for_cpu != on_cpu:
+        if for_cpu:
+            device = "cpu"
+        else:
+            return plan
+    config = plan.config
+    sample = _sample(plan)
+    if for_cpu:
+        logger.info("Measuring how this machine computes fastest")
+        plan = decide.with_precision(
+            plan, precision.fastest(config, sample.channels, sample.outputs)
+        )
+        config = plan.config
+    cost = costs.measure(config, sample, device, lambda text: logger.info(f"Measuring: {text}"))
+    work = schedule.workload(len(plan.fingerprint.cases), config.data.folds.count, config)
+    if not cost.fits:
+        return dataclasses.replace(plan, cost=cost)
+    if request.minutes is None:
+        made = schedule.expected(config, cost, work)
+        return dataclasses.replace(plan, cost=cost, schedule=made)
+    return decide.with_schedule(plan, cost, schedule.schedule_for(request.minutes, cost, work))
+
+
+def _sample(plan: DatasetPlan) -> SampleCase:
+    """The case of median size, to measure on."""
+    ground, config = plan.ground, plan.config
+    facts = sorted(plan.fingerprint.cases, key=lambda c: _voxels(c.shape))
+    case = facts[len(facts) // 2]
+    shape = ground.sizes[case.id]
+    channels = len(plan.fingerprint.channels)
+    return SampleCase(
+        shape=shape,
+        native=case.shape,
+        channels=channels,
+        outputs=TASKS[config.rules].channels(config, channels),
+        classes=config.data.classes,
+        spacing=case.spacing,
+        codes=case.codes,
+        dtype=case.dtype,
+        case=_case(plan, case.id),
+    )
+
+
+def _case(plan: DatasetPlan, name: str) -> Case | None:
+    """The files of a case."""
+    config = plan.config
+    found = case_finder.find(config.data, config.roles, Path(config.data.root))
+    return next((case for case in found.train if case.id == name), None)
+
+
+def _voxels(shape: Sequence[int]) -> int:
+    found = 1
+    for n in shape:
+        found *= n
+    return found
+
+
+# --- files and words ------------------------------------------------------------------------------
+
+
+def write_plan(plan: DatasetPlan, out: Path, force: bool = False) -> Path:
+    """Write a plan as YAML, and its fingerprint beside it.
+
+    Args:
+        plan: the plan.
+        out: the YAML file.
+        force: replace a file although somebody has changed it, or made it otherwise.
+
+    Returns:
+        The file of the fingerprint.
+
+    Raises:
+        UserError: where ``out`` may not be written, or holds what this would lose.
+    """
+    guard(out, force)
+    fingerprint = plan_file.fingerprint_path(out)
+    kept = as_kept(plan)
+    files.write_text(fingerprint, kept.fingerprint or "")
+    files.write_text(out, kept.text)
+    return fingerprint
+
+
+def as_kept(plan: DatasetPlan) -> KeptPlan:
+    """A plan as the texts of its files.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        YAML and JSON.
+    """
+    return KeptPlan(
+        text=plan.text(time.strftime("%Y-%m-%d")),
+        fingerprint=json.dumps(stored.as_json(plan.fingerprint), indent=1, ensure_ascii=False),
+    )
+
+
+def guard(out: Path, force: bool) -> None:
+    """Check that a plan can be written without loss.
+
+    Args:
+        out: the YAML file.
+        force: replace what is there.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {out}: a plan is a .yaml file.")
+    files.require_writable("--out", out.parent)
+    if os.path.lexists(out) and not os.path.isfile(out):
+        raise UserError(f"--out {out} is no file. Choose another --out.")
+    if force or not os.path.lexists(out):
+        return
+    if not plan_file.is_unchanged(out.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(
+            f"{out} is there and was made or changed by somebody. Choose another --out, or replace"
+            " it with --force."
+        )
+
+
+def described(plan: DatasetPlan) -> str:
+    """What a plan says, for people: the fingerprint, configurations, decisions, costs.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        Lines of text.
+    """
+    lines = [tables.table(plan.fingerprint), "", "Configurations"]
+    lines += decide.configurations(plan)
+    lines += ["", "Decisions"]
+    lines += [
+        f"  {'# ' if s.proposed else ''}{s.key}: {_short(s.value)}"
+        + (f"   {s.reason}" if s.reason else "")
+        for s in plan.settings
+        if s.reason
+    ]
+    lines += ["", *decide.costs(plan)]
+    lines += [f"Note: {text}" for text in plan.remarks]
+    return "\n".join(lines)
+
+
+LONGEST = 60
+"""Most characters of a value in the table of decisions."""
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def read_kept(config: Path) -> KeptPlan | None:
+    """The plan that a config file is, edited or not, with the fingerprint beside it.
+
+    Args:
+        config: the file.
+
+    Returns:
+        Its texts; None where it is no plan.
+    """
+    try:
+        text = config.read_text(encoding="utf-8")
+        beside = plan_file.fingerprint_path(config)
+        if config.name == RunFolder(config.parent).plan_file.name:
+            beside = RunFolder(config.parent).fingerprint_file
+        fingerprint = beside.read_text(encoding="utf-8") if beside.is_file() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+    return KeptPlan(text=text, fingerprint=fingerprint) if plan_file.is_plan(text) else None
+
+
+@contextlib.contextmanager
+def config_for(request: Request, dry_run: bool = False) -> Iterator[Path]:
+    """The config of a training that was asked for without one.
+
+    That of the competition for its data, and where no folder is named; the plan of the run where it
+    has one; else a new plan. Several processes that start on one run plan it once.
+
+    Args:
+        request: folders and device that training was asked for.
+        dry_run: nothing is kept.
+
+    Yields:
+        A file; a new plan lies in the run folder, one that is not to be kept yet elsewhere.
+
+    Raises:
+        UserError: as :func:`plan_dataset`; and of several ranks without a plan.
+    """
+    root = request.data_dir
+    if root is None or layout_of(Data(layout="competition"), root) is not None:
+        yield SURFACE
+        return
+    run = RunFolder(request.out or Path("runs") / _name(None, root))
+    if run.plan_file.is_file() and not request.fresh:
+        logger.info(f"No --config: training goes on with the plan of this run, {run.plan_file}")
+        yield run.plan_file
+        return
+    _require_plannable(run, root, request)
+    logger.info(
+        f"No --config: planning {root} first. To choose time, memory or rules yourself:"
+        f" python -m pipeline.plan {shlex.quote(str(root))}"
+    )
+    if dry_run or request.fresh:  # an old run keeps its own plan
+        with tempfile.TemporaryDirectory(prefix="pipeline_plan_") as folder:
+            elsewhere = RunFolder(folder)
+            _plan_into(elsewhere, root, request.device)
+            yield elsewhere.plan_file
+        return
+    with run_lock(run):
+        if not run.plan_file.is_file():
+            _plan_into(run, root, request.device)
+    yield run.plan_file
+
+
+def _require_plannable(run: RunFolder, root: Path, request: Request) -> None:
+    """Raise UserError where a plan would not fit what is there."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "several ranks train together, and none may plan for the others. Plan first:"
+            f" python -m pipeline.plan {shlex.quote(str(root))}; then name the plan with --config."
+        )
+    if run.exists and not request.fresh:
+        raise UserError(
+            f"{run.path} holds a run that was not planned. Name its config with --config, choose"
+            " another --out, or start over with --fresh."
+        )
+
+
+def _plan_into(run: RunFolder, root: Path, device: str) -> None:
+    """Plan a data set into a run folder, and say it."""
+    plan = plan_dataset(root, device=device)
+    run.keep_plan(as_kept(plan))
+    logger.info(described(plan))
