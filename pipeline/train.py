@@ -25,16 +25,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import cli, model_options
 from pipeline.records import DONE, FAILED, FoldName
-
-if TYPE_CHECKING:
-    from pipeline.workflows.checks import Request
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,27 +121,20 @@ def train(
     Returns:
         Exit code.
     """
-    from pipeline.workflows import checks
-    from pipeline.workflows import plan as plans
-
-    folds = None if fold == -1 else (fold,)
-    request = checks.Request(data_dir=data_dir, out=out, folds=folds, device=device, fresh=fresh)
-    with nullcontext(config) if config is not None else plans.config_for(request, dry_run) as path:
-        request = replace(request, source=str(path), plan=plans.read_kept(path))
-        return _train(path, set, request, continue_on_error, dry_run)
-
-
-def _train(
-    config: Path, overrides: list[str], request: Request, continue_on_error: bool, dry_run: bool
-) -> int:
+    from pipeline.planning.kept import read_kept
     from pipeline.runs import load_config
     from pipeline.workflows import checks
+    from pipeline.workflows import plan as plans
     from pipeline.workflows import train as workflow
 
-    if dry_run:
-        checks.dry_run(config, overrides, request)
-        return DONE
-    trained = workflow.train(load_config(config, overrides), request, continue_on_error)
+    folds = None if fold == -1 else (fold,)
+    asked = checks.Request(data_dir=data_dir, out=out, folds=folds, device=device, fresh=fresh)
+    with plans.config_for(config, asked, dry_run) as path:
+        request = replace(asked, source=str(path), plan=read_kept(path))
+        if dry_run:
+            checks.dry_run(path, set, request)
+            return DONE
+        trained = workflow.train(load_config(path, set), request, continue_on_error)
     return FAILED if trained.failed or trained.busy else DONE
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.planning import names
+from pipeline.planning.fingerprint import Fingerprint
 from pipeline.planning.ground import Ground, channel_names
 from pipeline.planning.settings import Setting
+from pipeline.records import UserError
 
 FOLDS = 5
 """Folds of a cross-validation, as in nnU-Net."""
@@ -66,10 +68,25 @@ def _labels(ground: Ground) -> Iterator[Setting]:
     if found.regions:
         members = {name: list(values) for name, values in found.regions.items()}
         yield Setting("data.regions", members, "as dataset.json names them, a sigmoid each")
-        order = found.regions_class_order or tuple(max(v) for v in found.regions.values())
+        order = _region_order(found)
         yield Setting("data.regions_class_order", list(order), "later ones overwrite earlier ones")
     if found.ignore_label is not None:
         yield Setting("data.ignore_label", found.ignore_label, "dataset.json calls it ignore")
+
+
+def _region_order(found: Fingerprint) -> tuple[int, ...]:
+    """The label that is written for each region; without dataset.json's, its largest."""
+    regions = found.regions or {}
+    order = found.regions_class_order or tuple(max(v) for v in regions.values())
+    if len(set(order)) < len(regions):
+        names = ", ".join(f"{name} {list(values)}" for name, values in regions.items())
+        raise UserError(
+            f"{Path(found.root) / 'dataset.json'} names regions ({names}) without a usable"
+            " regions_class_order. Add one: the label that is written for each region, in their"
+            " order, a different one for each, such as"
+            f" {list(range(1, len(regions) + 1))}."
+        )
+    return order
 
 
 def _space(ground: Ground) -> Iterator[Setting]:

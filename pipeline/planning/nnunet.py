@@ -155,7 +155,7 @@ def plan(facts: Facts, preset: str = "plain", gigabytes: float | None = None) ->
         >>> full.reasons["batch"]
         '58 would fit the memory, 5 % of the voxels of all cases allow 9'
         >>> found.dropped["3d_lowres"]
-        'the patch holds 142 % of the median image, at least 25 %'
+        'The patch holds 142 % of the median image, at least 25 %.'
     """
     if preset not in PRESETS:
         raise PlanError(
@@ -164,7 +164,7 @@ def plan(facts: Facts, preset: str = "plain", gigabytes: float | None = None) ->
     if gigabytes is not None and not 0 < gigabytes < math.inf:
         raise PlanError(f"gigabytes is {gigabytes}, must be above 0, e.g. 8.")
     world = _world(facts, PRESETS[preset], gigabytes)
-    schemes = tuple(normalisation(name) for name in facts.channels)
+    schemes: tuple[Normalisation, ...] = tuple(normalisation(name) for name in facts.channels)
     unknown = tuple(n for n in facts.channels if n.casefold() not in NORMALISATIONS)
     mask = facts.left < MASKED_BELOW
     masked = tuple(mask and scheme == "zscore" for scheme in schemes)
@@ -231,16 +231,17 @@ def _configurations(world: _World, why: str) -> tuple[dict[str, Configuration], 
     except PlanError as error:
         dropped["2d"] = str(error)
     if world.median[0] == 1:
-        text = "pictures" if world.picture else "the median image is a single slice"
+        text = "Pictures have two axes." if world.picture else "The median image is one slice."
         dropped |= {"3d_fullres": text, "3d_lowres": text}
     else:
         try:
             full = _fit(world, world.spacing, world.median, voxels)
             _add_volumes(world, full, why, found, dropped)
         except PlanError as error:
-            dropped |= {"3d_fullres": str(error), "3d_lowres": "there is no 3d_fullres"}
+            dropped |= {"3d_fullres": str(error), "3d_lowres": "There is no 3d_fullres."}
     if not found:
-        raise PlanError(" ".join(dict.fromkeys(dropped.values())))
+        texts = [f"{name}: {text}" for name, text in dropped.items() if name != "3d_lowres"]
+        raise PlanError("nnU-Net's rules give no configuration. " + " ".join(texts))
     return found, dropped
 
 

@@ -162,7 +162,7 @@ def patch_is_enough(held: float, limit: float) -> str:
     Returns:
         The reason.
     """
-    return f"the patch holds {_percent(held)} of the median image, at least {_percent(limit)}"
+    return f"The patch holds {_percent(held)} of the median image, at least {_percent(limit)}."
 
 
 def little_gain(gain: float, limit: float) -> str:
@@ -175,7 +175,7 @@ def little_gain(gain: float, limit: float) -> str:
     Returns:
         The reason.
     """
-    return f"the image would have only {gain:.2f} times fewer voxels, less than {limit}"
+    return f"The image would have only {gain:.2f} times fewer voxels, less than {limit}."
 
 
 def low_resolution(held: tuple[float, float], steps: tuple[float, int], gain: float) -> str:

@@ -50,8 +50,9 @@ def _head(fingerprint: Fingerprint) -> list[str]:
     """Cases, shapes, spacings, axis codes and number types."""
     cases = fingerprint.cases
     tests = f", {fingerprint.tests} images to predict" if fingerprint.tests else ""
+    number = f"{len(cases)} training {'case' if len(cases) == 1 else 'cases'}"
     lines = [
-        f"{len(cases)} training {'case' if len(cases) == 1 else 'cases'}{tests}; layout {fingerprint.layout},"
+        f"{number}{tests}; layout {fingerprint.layout},"
         f" {fingerprint.dims} space axes, task {fingerprint.task}",
         f"  {'shape':<10}{_range([c.shape for c in cases], 'voxels')}",
     ]

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,16 +25,17 @@ from pipeline.data.layouts import layout_of
 from pipeline.files import require_text
 from pipeline.inference import devices
 from pipeline.planning import cost as costs
-from pipeline.planning import decide, plan_file, precision, schedule, stored, tables
+from pipeline.planning import decide, plan_file, precision, schedule, tables
 from pipeline.planning.arrangement import arrange
 from pipeline.planning.decide import DatasetPlan
 from pipeline.planning.ground import PlanRequest
+from pipeline.planning.kept import as_kept
 from pipeline.planning.look import fingerprint_of
 from pipeline.planning.presets import PRESETS
 from pipeline.planning.sample import SampleCase
 from pipeline.progress import bars_shown, progress_callback
 from pipeline.records import Case, UserError
-from pipeline.runs import KeptPlan, RunFolder
+from pipeline.runs import RunFolder
 from pipeline.tasks import TASKS
 from pipeline.workflows.checks import Request
 from pipeline.workflows.locking import run_lock
@@ -257,21 +257,6 @@ def write_plan(plan: DatasetPlan, out: Path, force: bool = False) -> Path:
     return fingerprint
 
 
-def as_kept(plan: DatasetPlan) -> KeptPlan:
-    """A plan as the texts of its files.
-
-    Args:
-        plan: the plan.
-
-    Returns:
-        YAML and JSON.
-    """
-    return KeptPlan(
-        text=plan.text(time.strftime("%Y-%m-%d")),
-        fingerprint=json.dumps(stored.as_json(plan.fingerprint), indent=1, ensure_ascii=False),
-    )
-
-
 def guard(out: Path, force: bool) -> None:
     """Check that a plan can be written without loss.
 
@@ -328,34 +313,15 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
-def read_kept(config: Path) -> KeptPlan | None:
-    """The plan that a config file is, edited or not, with the fingerprint beside it.
-
-    Args:
-        config: the file.
-
-    Returns:
-        Its texts; None where it is no plan.
-    """
-    try:
-        text = config.read_text(encoding="utf-8")
-        beside = plan_file.fingerprint_path(config)
-        if config.name == RunFolder(config.parent).plan_file.name:
-            beside = RunFolder(config.parent).fingerprint_file
-        fingerprint = beside.read_text(encoding="utf-8") if beside.is_file() else None
-    except (OSError, UnicodeDecodeError):
-        return None
-    return KeptPlan(text=text, fingerprint=fingerprint) if plan_file.is_plan(text) else None
-
-
 @contextlib.contextmanager
-def config_for(request: Request, dry_run: bool = False) -> Iterator[Path]:
-    """The config of a training that was asked for without one.
+def config_for(config: Path | None, request: Request, dry_run: bool = False) -> Iterator[Path]:
+    """The config of a training: the one that was named, or the one that its data ask for.
 
-    That of the competition for its data, and where no folder is named; the plan of the run where it
-    has one; else a new plan. Several processes that start on one run plan it once.
+    The latter is that of the competition for its data, and where no folder is named; the plan of
+    the run where it has one; else a new plan. Several processes that start on one run plan it once.
 
     Args:
+        config: the file that was named; None: none.
         request: folders and device that training was asked for.
         dry_run: nothing is kept.
 
@@ -366,6 +332,9 @@ def config_for(request: Request, dry_run: bool = False) -> Iterator[Path]:
         UserError: as :func:`plan_dataset`; and of several ranks without a plan.
     """
     root = request.data_dir
+    if config is not None:
+        yield config
+        return
     if root is None or layout_of(Data(layout="competition"), root) is not None:
         yield SURFACE
         return
@@ -381,7 +350,7 @@ def config_for(request: Request, dry_run: bool = False) -> Iterator[Path]:
     )
     if dry_run or request.fresh:  # an old run keeps its own plan
         with tempfile.TemporaryDirectory(prefix="pipeline_plan_") as folder:
-            elsewhere = RunFolder(folder)
+            elsewhere = RunFolder(Path(folder))
             _plan_into(elsewhere, root, request.device)
             yield elsewhere.plan_file
         return

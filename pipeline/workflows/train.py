@@ -28,10 +28,12 @@ from pipeline.data import cache, derived, properties, world
 from pipeline.data.described import channel_names
 from pipeline.files import lock
 from pipeline.inference import devices
+from pipeline.planning.decide import DatasetPlan
+from pipeline.planning.kept import as_kept, read_kept
 from pipeline.progress import bars_shown, log_to_file, progress_callback, silenced
 from pipeline.records import ALL, FAILED, FoldName, FoldResult, UserError
 from pipeline.reporting import tables
-from pipeline.runs import RunFolder, fold_names, load_config
+from pipeline.runs import KeptPlan, RunFolder, fold_names, load_config
 from pipeline.scoring.cached import scoring_of
 from pipeline.training import distributed
 from pipeline.training.distributed import DistributedContext, DistributedError
@@ -84,7 +86,7 @@ class Trained:
 
 
 def train_folds(
-    config: Config | Path | str,
+    config: Config | DatasetPlan | Path | str,
     data: Path | str | None = None,
     *,
     folds: Sequence[int] | int | Literal["all"] | None = None,
@@ -100,7 +102,8 @@ def train_folds(
     trained again.
 
     Args:
-        config: a config, or the path of its YAML file.
+        config: a config, the path of its YAML file, or a plan (:func:`plan_dataset`), which the run
+            keeps with its fingerprint.
         data: data set folder; None: ``data.root`` of the config.
         folds: which folds, from 0; None: all of them; ``"all"``: instead one model on every case,
             which nothing is held out from and which is not scored.
@@ -124,9 +127,10 @@ def train_folds(
         ...
         pipeline.config.errors.ConfigError: nowhere.yaml: no such config file. ...
     """
-    given = config if isinstance(config, Config) else load_config(config)
+    given, source, plan = _given(config)
     request = Request(
-        source="config" if isinstance(config, Config) else str(config),
+        source=source,
+        plan=plan,
         data_dir=None if data is None else Path(data),
         out=None if out is None else Path(out),
         folds=fold_names(folds),
@@ -147,6 +151,15 @@ def train_folds(
             return _complete(given, request, continue_on_error, progress)
     finally:
         _training.release()
+
+
+def _given(config: Config | DatasetPlan | Path | str) -> tuple[Config, str, KeptPlan | None]:
+    """The config, what messages call it, and the plan that it is."""
+    if isinstance(config, Config):
+        return config, "config", None
+    if isinstance(config, DatasetPlan):
+        return config.config, "the plan", as_kept(config)
+    return load_config(config), str(config), read_kept(Path(config))
 
 
 def _complete(

@@ -1,0 +1,364 @@
+"""``pipeline.plan``: from a folder to a config with reasons, and training without a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import competition_folder
+from small_models import picture as picture_file
+from worlds import affine_of, save
+
+import pipeline as pl
+from pipeline import plan as command
+from pipeline import train
+from pipeline.config import load
+from pipeline.planning import plan_file, stored
+from pipeline.planning.cost import Cost
+from pipeline.planning.precision import Precision
+from pipeline.planning.settings import Setting
+from pipeline.records import UserError
+from pipeline.runs import RunFolder
+from pipeline.workflows import plan as plans
+
+COST = Cost(device="cpu", batch=2, draw=0.01, step=0.02, predict=0.01, memory=10**8)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose speed is known: nothing is measured."""
+    plain = Precision(amp="none", channels_last=False, seconds=1.0, plain=1.0)
+    monkeypatch.setattr(plans.costs, "measure", lambda *args, **more: COST)
+    monkeypatch.setattr(plans.precision, "fastest", lambda *args: plain)
+
+
+def volumes(
+    root: Path,
+    shape: tuple[int, ...] = (24, 20, 16),
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    cases: int = 6,
+    labels: dict[str, Any] | None = None,
+    channels: tuple[str, ...] = ("MRI",),
+) -> Path:
+    """A folder in nnU-Net's layout: a bright box on each side of noise, values 1 and 2."""
+    random = np.random.default_rng(0)
+    affine = affine_of(spacing)
+    for n in range(cases):
+        label = np.zeros(shape, np.uint8)
+        third = shape[0] // 3
+        label[2 : third - 1, 4:-4, 4:-4] = 1
+        label[-third + 1 : -2, 4:-4, 4:-4] = 2
+        for c in range(len(channels)):
+            image = random.normal(20 + 100 * (label > 0), 5).astype(np.float32)
+            save(root / "imagesTr" / f"p{n}_{c:04d}.nii.gz", image, affine)
+        save(root / "labelsTr" / f"p{n}.nii.gz", label, affine)
+    document = {
+        "channel_names": {str(c): name for c, name in enumerate(channels)},
+        "labels": labels or {"background": 0, "lower": 1, "upper": 2},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(document))
+    return root
+
+
+def value(plan: Any, key: str) -> Any:
+    return next(s.value for s in plan.settings if s.key == key and not s.proposed)
+
+
+def reason(plan: Any, key: str) -> str:
+    return next(s.reason for s in plan.settings if s.key == key)
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_a_config_with_reasons(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d")
+    out = tmp_path / "p.yaml"
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5, name="p")
+    pl.write_plan(plan, out)
+    assert load(out) == plan.config
+    data = plan.config.data
+    assert (data.classes, data.layout, data.orientation) == (3, "nnunet", "SAR")
+    assert data.spacing == (1.0, 1.0, 1.0)
+    text = out.read_text()
+    for key in ("data.patch.size", "data.spacing", "network", "train.optimizer"):
+        assert reason(plan, key), key
+        assert reason(plan, key).split(":")[0] in text.replace("\n  # ", " "), key
+    kept = plan_file.fingerprint_path(out)
+    found = stored.from_json(json.loads(kept.read_text()), kept)
+    assert found == plan.fingerprint
+
+
+def test_minutes_give_the_steps(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d")
+    short, long = (pl.plan_dataset(root, budget="cpu", minutes=m) for m in (4, 8))
+    steps = [p.config.train.epochs * (p.config.data.patch.steps or 0) for p in (short, long)]
+    assert 1.5 < steps[1] / steps[0] < 3
+    for plan, minutes in ((short, 4), (long, 8)):
+        assert plan.schedule is not None
+        assert 0.6 * 60 * minutes < plan.schedule.total <= 60 * minutes
+    with pytest.raises(UserError, match="too short"):
+        pl.plan_dataset(root, budget="cpu", minutes=0.05)
+
+
+def test_left_and_right_are_not_mirrored(tmp_path: Path, unmeasured: None) -> None:
+    names = {"background": 0, "Kidney left": 1, "Kidney right": 2}
+    told = pl.plan_dataset(volumes(tmp_path / "a", labels=names), preset="plain")
+    flips = [e for e in value(told, "data.augment") if isinstance(e, dict) and e["name"] == "flip"]
+    assert flips[0]["options"]["axes"] == [0, 1], "axes are SAR: the last one runs left to right"
+    assert value(told, "predict.flips") is False
+    assert any("left" in text.lower() for text in told.remarks)
+
+
+def test_regions_of_dataset_json_are_trained(tmp_path: Path, unmeasured: None) -> None:
+    labels = {"background": 0, "organ": [1, 2], "upper": [2]}
+    root = volumes(tmp_path / "d", labels=labels)
+    with pytest.raises(UserError, match="regions_class_order"):
+        pl.plan_dataset(root, budget="cpu", minutes=5)
+    document = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**document, "regions_class_order": [1, 2]}))
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5)
+    assert plan.config.data.regions == {"organ": (1, 2), "upper": (2,)}
+    assert plan.config.postprocess[0].name == "regions"
+
+
+def test_thin_stacks_are_learned_as_slices(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", shape=(64, 64, 9), spacing=(1.0, 1.0, 8.0))
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5)
+    data = plan.config.data
+    assert data.orientation == "SAR"
+    assert data.spacing == (None, 1.0, 1.0)
+    assert data.patch.size[0] == 1
+    options = plan.config.network.options
+    assert all(k[0] == 1 for k in options["kernel"])
+    assert all(s[0] == 1 for s in options["strides"])
+    whole = pl.plan_dataset(root, budget="cpu", minutes=5, configuration="3d_fullres")
+    assert whole.config.data.patch.size[0] > 1
+    rows = {row.name: row for row in plan.ground.rows}
+    assert rows["2d"].taken
+    assert "8.0 times" in rows["2d"].why
+    assert rows["3d_lowres"].planned is None
+    assert rows["3d_lowres"].why
+
+
+def test_presets_are_nnunets(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", shape=(35, 50, 36), cases=2)
+    plan = pl.plan_dataset(root, preset="plain")
+    config = plan.config
+    assert config.data.patch.size == (40, 56, 40)
+    assert config.network.options["channels"] == [32, 64, 128, 256]
+    assert (config.train.epochs, config.data.patch.steps) == (1000, 250)
+    assert config.train.optimizer.name == "sgd"
+    assert plan.cost is None, "no CUDA device: nothing is measured for one"
+    assert any("nnU-Net's rule" in line for line in plan.text("today").splitlines())
+    large = pl.plan_dataset(root, preset="resenc-l").config
+    assert large.network.name == "resenc_unet"
+
+
+def test_names_of_channels_decide_the_scale(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", channels=("CT", "dose"))
+    own = pl.plan_dataset(root, budget="cpu", minutes=5)
+    assert value(own, "data.normalise") == {"name": "ct"}
+    assert "dose" in reason(own, "data.normalise")
+    exact = pl.plan_dataset(root, preset="plain")
+    assert value(exact, "data.normalise") == [{"name": "ct"}, {"name": "zscore"}]
+    assert any("dose" in text for text in exact.remarks), "a name that means nothing is said"
+
+
+def test_groups_are_proposed_and_not_applied(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d")
+    for folder, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        for n in range(6):
+            (root / folder / f"p{n}{end}").rename(root / folder / f"rat{n // 2}_scan{n % 2}{end}")
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5)
+    assert plan.config.data.folds.by == "case"
+    proposed = [s for s in plan.settings if s.proposed]
+    assert [s.key for s in proposed][:2] == ["data.folds.by", "data.folds.pattern"]
+    text = plan.text("today")
+    assert "    # pattern: " in text
+    taken = text.replace("    # by: group", "    by: group").replace(
+        "    # pattern:", "    pattern:"
+    )
+    out = tmp_path / "taken.yaml"
+    out.write_text(taken)
+    assert load(out).data.folds.by == "group"
+
+
+def test_pictures_and_pairs(tmp_path: Path, unmeasured: None) -> None:
+    random = np.random.default_rng(0)
+    for n in range(6):
+        picture = random.integers(0, 255, (3, 96, 80), dtype=np.uint8)
+        for folder, array in (
+            ("a/images", picture),
+            ("a/masks", 255 * (picture[..., 0] > 128).astype(np.uint8)),
+            ("b/src", picture),
+            ("b/dst", 255 - picture),
+        ):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            picture_file(tmp_path / folder / f"p{n}.png", array)
+    masks = pl.plan_dataset(tmp_path / "a", budget="cpu", minutes=5)
+    assert (masks.config.task, masks.config.data.dims, masks.config.data.classes) == (
+        "labels",
+        2,
+        2,
+    )
+    assert value(masks, "data.normalise") == {"name": "rgb"}
+    pairs = pl.plan_dataset(tmp_path / "b", budget="cpu", minutes=5)
+    assert pairs.config.task == "image"
+    assert pairs.config.network.name == "image_unet"
+    assert [m.name for m in pairs.config.metrics] == ["psnr", "ssim", "mae"]
+    with pytest.raises(UserError, match="for labels"):
+        pl.plan_dataset(tmp_path / "b", preset="plain")
+
+
+# --- what cannot be asked for ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"budget": "lots"}, "--budget is 'lots'"),
+        ({"budget": "cpu", "preset": "plain"}, "Leave one of them out"),
+        ({"preset": "resenc"}, "--preset is 'resenc'"),
+        ({"preset": "plain", "minutes": 5}, "needs a measured step"),
+        ({"budget": "cpu", "minutes": -1}, "--minutes is -1"),
+        ({"budget": "cpu", "name": "a/b"}, "--name is 'a/b'"),
+        ({"budget": "cpu", "configuration": "3d"}, "--configuration 3d"),
+    ],
+)
+def test_wrong_requests_say_the_way_out(
+    tmp_path: Path, unmeasured: None, more: dict[str, Any], words: str
+) -> None:
+    root = volumes(tmp_path / "d", cases=2)
+    with pytest.raises(UserError, match=words):
+        pl.plan_dataset(root, **more)
+
+
+def test_a_changed_plan_is_not_overwritten(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    root = volumes(tmp_path / "d", cases=3)
+    monkeypatch.chdir(tmp_path)
+    words = [str(root), "--budget", "cpu", "--minutes", "5"]
+    assert command.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "pipeline.train --config d.yaml" in printed
+    assert command.main(words) == 0, "what nobody changed may be replaced"
+    out = tmp_path / "d.yaml"
+    out.write_text(out.read_text().replace("clip: 12", "clip: 1"))
+    assert command.main(words) == 2
+    assert "clip: 1\n" in out.read_text() or "clip: 1 " in out.read_text()
+    assert command.main([*words, "--force"]) == 0
+    assert "clip: 12" in out.read_text()
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def run_train(*words: object) -> int:
+    return train.main([str(word) for word in words])
+
+
+QUICK = ("--set", "train.epochs=1", "data.patch.steps=1", "data.patch.size=[8,8,8]",
+         "network.options={channels: [4, 8]}", "data.folds.count=2",
+         "train.schedule=constant")  # fmt: skip
+
+
+def test_training_without_a_config_plans_first(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = volumes(tmp_path / "brains", cases=4)
+    assert run_train("--data-dir", root, "--fold", 0, *QUICK) == 0
+    run = RunFolder(tmp_path / "runs" / "brains")
+    first = run.plan_file.read_text()
+    assert plan_file.is_plan(first)
+    assert json.loads(run.fingerprint_file.read_text())["task"] == "labels"
+    assert run.completed() == [0]
+
+    def never(*args: object, **more: object) -> None:
+        raise AssertionError("the plan of the run is taken")
+
+    monkeypatch.setattr(plans, "plan_dataset", never)
+    assert run_train("--data-dir", root, "--fold", 1, *QUICK) == 0
+    assert run.completed() == [0, 1]
+    assert run.plan_file.read_text() == first
+
+
+def test_the_run_keeps_the_plan_it_was_trained_by(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", cases=4)
+    out, run = tmp_path / "p.yaml", RunFolder(tmp_path / "run")
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5)
+    pl.write_plan(plan, out)
+    edited = out.read_text().replace("clip: 12", "clip: 3")
+    out.write_text(edited)
+    assert run_train("--config", out, "--fold", 0, "--out", run.path, *QUICK) == 0
+    assert run.plan_file.read_text() == edited
+    assert json.loads(run.fingerprint_file.read_text()) == stored.as_json(plan.fingerprint)
+
+
+def test_a_dry_run_plans_and_keeps_nothing(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = volumes(tmp_path / "d", cases=5)
+    assert run_train("--data-dir", root, "--dry-run") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d"]
+
+
+def test_fresh_keeps_the_old_plan_with_the_old_run(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = volumes(tmp_path / "d", cases=4)
+    assert run_train("--data-dir", root, "--fold", 0, *QUICK) == 0
+    old = tmp_path / "runs" / "d" / "plan.yaml"
+    old.write_text(old.read_text() + "# mine\n")
+    assert run_train("--data-dir", root, "--fold", 0, "--fresh", *QUICK) == 0
+    assert "# mine" not in old.read_text()
+    assert "# mine" in (tmp_path / "runs" / "d.old-1" / "plan.yaml").read_text()
+
+
+def test_the_competition_keeps_its_system(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(
+        "pipeline.workflows.checks.dry_run", lambda config, *rest: asked.append(config)
+    )
+    competition_folder(tmp_path / "c")
+    assert run_train("--data-dir", tmp_path / "c", "--dry-run") == 0
+    assert run_train("--dry-run") == 0
+    assert asked == [Path("configs/surface.yaml")] * 2
+
+
+def test_python_keeps_the_plan_too(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", cases=4)
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5)
+    quick = {
+        "data.patch.size": [8, 8, 8],
+        "data.patch.steps": 1,
+        "data.folds.count": 2,
+        "network": {"name": "plain_unet", "options": {"channels": [4, 8]}},
+        "train.epochs": 1,
+        "train.schedule": "constant",
+    }
+    settings = tuple(Setting(s.key, quick.get(s.key, s.value), s.reason) for s in plan.settings)
+    plan = dataclasses.replace(plan, settings=settings)
+    run = pl.train_folds(plan, folds=[0], out=tmp_path / "run")
+    assert plan_file.is_plan(run.plan_file.read_text())
+
+
+@pytest.mark.slow
+def test_a_real_measurement_plans_the_real_thing(shared_data: Path) -> None:
+    root = shared_data / "hippocampus"
+    plan = pl.plan_dataset(root, budget="cpu", minutes=600)
+    assert plan.config.data.patch.size == (40, 56, 40)
+    assert plan.cost is not None
+    assert plan.cost.step > 0
