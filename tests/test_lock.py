@@ -265,7 +265,7 @@ def test_waiting_for_the_run_folder_is_said_and_can_be_stopped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("pipeline.workflows.train.SILENT", 0.0)
+    monkeypatch.setattr("pipeline.workflows.locking.SILENT", 0.0)
     monkeypatch.setattr(lock, "POLL", 0.05)
     monkeypatch.setattr(stop, "signal", None)
     out = tmp_path / "run"
