@@ -43,6 +43,9 @@ Progress = Callable[[int, int], None]
 the work.
 """
 
+Decoded = Mapping[str, np.ndarray]
+"""Arrays ``(C, *S)`` of a case by role, without those that cannot be read."""
+
 T = TypeVar("T")
 
 R = TypeVar("R")
@@ -161,6 +164,24 @@ def examine(
     return parallel(
         lambda case: _properties_of(case, settings, cache, write), cases, progress, workers
     )
+
+
+def examine_one(
+    case: Case, settings: config.Config, observe: Callable[[Decoded], None]
+) -> CaseProperties:
+    """Find the properties of one case, and show its decoded arrays to a function.
+
+    Nothing is taken from a cache or written to one.
+
+    Args:
+        case: the case.
+        settings: config of the run.
+        observe: called once with the image and the targets, each as it was read.
+
+    Returns:
+        Properties, as of :func:`examine`.
+    """
+    return _examine_case(case, settings, _cache_key(case, settings)["files"], observe)
 
 
 def parallel(
@@ -412,10 +433,14 @@ def _properties_from(document: Mapping[str, Any]) -> CaseProperties:
 
 
 def _examine_case(
-    case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]
+    case: Case,
+    settings: config.Config,
+    stamps: Mapping[str, list[dict[str, Any]]],
+    observe: Callable[[Decoded], None] | None = None,
 ) -> CaseProperties:
     """Decode every file of a case and note what it holds."""
     found, normal = _Findings(), normalise.pending(settings.data.normalise)
+    arrays: dict[str, np.ndarray] = {}
     image = found.attempt(lambda: load_image(case, settings.data.dims))
     if image is not None and (wrong := normalise.channel_problem(normal, image[0])):
         found.note("image", *image)
@@ -452,6 +477,10 @@ def _examine_case(
                 found.check_range(role, normal, target[0])
             if role == _foreground_role(settings) and _counts_foreground(settings):
                 found.count_foreground(image, target[0], settings.data.ignore_label)
+            if observe is not None:
+                arrays[role] = target[0]
+    if observe is not None:
+        observe(arrays if image is None else {"image": image[0], **arrays})
     named = {
         role: [
             {**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)

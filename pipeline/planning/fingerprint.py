@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 FORMAT = 1
 """Increased when meaning or fields change; kept fingerprints of another format are refused."""
 
+MOST = 256
+"""Label values of one case whose voxels, components, centres and extents are kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFacts:
@@ -34,6 +37,10 @@ class CaseFacts:
     """Centre of mass of each value above 0 along each axis, as a share (0 to 1) of its length."""
     extents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """Size in voxels of the bounding box of each value above 0."""
+    values: int = 0
+    """Distinct values above 0 of the first target of labels; of more than :data:`MOST` the
+    mappings hold the first.
+    """
     seconds: float = 0.0
     """Time that reading and looking took, on one thread."""
 
@@ -68,6 +75,10 @@ class Oddity:
     """Id of the case; empty for the data set as a whole."""
     text: str
     """What is odd, with the value, and what to do about it."""
+    path: str = ""
+    """The file or folder; empty where it is none."""
+    severity: str = "warning"
+    """``error``: training refuses the data until it is mended; ``warning``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +100,10 @@ class Fingerprint:
     """Unions of label values by name, as ``dataset.json`` has them."""
     regions_class_order: tuple[int, ...] | None = None
     ignore_label: int | None = None
+    classes: int = 2
+    """Label values from 0 to the largest class, background included; without the ignored label."""
+    binarise: float | None = None
+    """``data.binarise``: label values above it are class 1, which the facts of cases count so."""
     tests: int = 0
     """Images to predict that lie in the folder."""
     groups: Mapping[str, str] = field(default_factory=dict)
