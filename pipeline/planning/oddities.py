@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def _unlike_files(seen: Seen) -> Iterator[Oddity]:
         yield Oddity(case="", text=text)
 
 
-def _by(facts: Sequence[CaseFacts], key) -> dict[str, list[str]]:  # noqa: ANN001
+def _by(facts: Sequence[CaseFacts], key: Callable[[CaseFacts], str]) -> dict[str, list[str]]:
     """Ids by a property."""
     found: dict[str, list[str]] = defaultdict(list)
     for entry in facts:
@@ -216,7 +216,8 @@ def _far_intensities(seen: Seen) -> Iterator[Oddity]:
         means = [i.mean for _, i in known]
         for n in far(means, SHIFT * statistics.median(within or [0.0])):
             text = (
-                f"has a mean intensity of {means[n]:.4g} in the foreground of channel {channel}, the"
-                f" median of all cases is {statistics.median(means):.4g}. Check its units and window"
+                f"has a mean intensity of {means[n]:.4g} in the foreground of channel {channel},"
+                f" the median of all cases is {statistics.median(means):.4g}. Check its units and"
+                " window"
             )
             yield Oddity(case=known[n][0], text=text)
