@@ -1,13 +1,61 @@
-"""Which data set lies in a folder: from names, headers and a few files."""
+"""Which data set lies in a folder: from names, structure, headers and a few files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
+from pipeline import files
 from pipeline.config import Config, Data, Patch
 from pipeline.data import cases as case_finder
-from pipeline.records import LossTerm, NamedOptions
+from pipeline.data.layouts import TREES
+from pipeline.data.listing import folder_entries, list_folder, natural
+from pipeline.planning import contents
+from pipeline.planning.contents import Content
+from pipeline.records import LossTerm, NamedOptions, UserError
+
+IMAGES = frozenset({
+    "image", "images", "img", "imgs", "src", "source", "sources", "input", "inputs", "in", "blur",
+    "blurred", "blurry", "low", "lr", "noisy", "noise", "raw", "photo", "photos", "scan", "scans",
+    "volume", "volumes", "vol", "degraded", "before", "rainy", "rain", "hazy", "original", "x",
+})  # fmt: skip
+"""Words in the names of folders of images."""
+
+TARGETS = frozenset({
+    "label", "labels", "lbl", "mask", "masks", "seg", "segs", "segmentation", "segmentations",
+    "annotation", "annotations", "annot", "manual", "gt", "gts", "groundtruth", "truth", "dst",
+    "destination", "target", "targets", "sharp", "clean", "high", "hr", "output", "outputs", "out",
+    "reference", "references", "ref", "after", "clear", "retouched", "y",
+})  # fmt: skip
+"""Words in the names of folders of targets."""
+
+TRAIN = frozenset({"train", "training", "tr"})
+TEST = frozenset({"test", "testing", "tests", "ts", "te", "val", "valid", "validation"})
+"""Words for the side of a folder; images of these are predicted, not trained on."""
+
+FOV = frozenset({"fov", "fovs"})
+"""Words for the field of view, which is no target."""
+
+SKIPPED = frozenset({"store", "runs"})
+"""Folders that training writes."""
+
+PAIRED = 0.5
+"""Least share of images that have a target of the same stem."""
+
+SHOWN = 12
+"""Folders that an error lists."""
+
+TREE = "\n".join([
+    *(f"  [{name}] {tree}" for name, tree in TREES.items()),
+    "  [folders] images/ID.png and masks/ID.png (labels), or src/ID.png and dst/ID.png (images);"
+    " files pair by equal stem",
+])  # fmt: skip
+"""The layouts, for messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,29 +69,397 @@ class Arrangement:
     """What was decided, and why."""
 
 
-def preliminary(data: dict, task: str = "labels") -> Config:
-    """A config with which cases can be found and examined."""
-    dims = data.get("dims", 3)
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder of image files."""
+
+    name: str
+    """Path below the root."""
+    paths: Sequence[Path]
+    role: str
+    """``image``, ``target``, ``fov``, or empty where its name says nothing."""
+    side: str
+    """``train``, ``test`` or empty."""
+    stems: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stems", frozenset(map(files.case_id, self.paths)))
+
+    @property
+    def shown(self) -> str:
+        """Name, number of files and the first of them."""
+        return f"{self.name}/ ({len(self.paths)} images: {self.paths[0].name}, ...)"
+
+
+def arrange(root: Path, folders: Mapping[str, str] | None = None) -> Arrangement:
+    """Find out how the data set in a folder is laid out.
+
+    Names are listed, a few headers read and at most three targets decoded.
+
+    Args:
+        root: folder of the data set.
+        folders: ``data.folders`` of the user, where names leave a choice: layout ``folders``.
+
+    Returns:
+        The layout and the config with which cases can be found.
+
+    Raises:
+        UserError: where no layout fits, with what was seen and what would fit.
+        FileError: where no header of an image can be read.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is no folder ({files.absence(root) or 'a file'}).")
+    if folders is None and _has(root, "imagesTr", "labelsTr"):
+        return _fixed(root, "nnunet", "imagesTr", "labelsTr")
+    if folders is None and _has(root, "train_images", "train_labels"):
+        return _fixed(root, "competition", "train_images", "train_labels")
+    return _from_folders(root, folders)
+
+
+def _has(root: Path, images: str, labels: str) -> bool:
+    """Whether a layout's folders are there.
+
+    Raises:
+        UserError: where only one of them is, or the first is empty.
+    """
+    have = [os.path.isdir(root / name) for name in (images, labels)]
+    if any(have) and not all(have):
+        there, lacks = (images, labels) if have[0] else (labels, images)
+        raise UserError(
+            f"{root} has {there}/ and no {lacks}/. Training needs both, with files of the same"
+            f" names; layouts:\n{TREE}"
+        )
+    if all(have) and not list_folder(root / images)[0]:
+        raise UserError(f"{root / images} holds no image. Layouts:\n{TREE}")
+    return all(have)
+
+
+def preliminary(root: Path, task: str, data: Mapping[str, Any]) -> Config:
+    """A config with which cases can be found and examined.
+
+    Args:
+        root: folder of the data set.
+        task: ``labels`` or ``image``.
+        data: keys of section ``data``, ``dims`` among them.
+
+    Returns:
+        The config; network and losses have no meaning, and images keep their numbers.
+    """
+    target = "label" if task == "labels" else "target"
     return Config(
         name="plan",
-        task=task,
+        task="image" if task == "image" else "labels",
         data=Data(
-            **{
-                "normalise": NamedOptions(name="none"),
-                "patch": Patch(size=(1,) * dims),
-                **data,
-            }
+            root=str(root),
+            normalise=NamedOptions(name="none"),
+            patch=Patch(size=(1,) * data["dims"]),
+            **data,
         ),
         network=NamedOptions(name="unet"),
-        losses=(LossTerm(name="dice"),),
+        losses=(LossTerm(name="dice" if task == "labels" else "l1", target=target),),
     )
 
 
-def arrange(root: Path) -> Arrangement:
-    data = {
-        "layout": "nnunet",
-        "root": str(root),
-        "dims": 3,
-        "ignore_label": case_finder.ignore_label(root),
+def _fixed(root: Path, layout: str, images: str, labels: str) -> Arrangement:
+    """A data set of a layout whose folders have fixed names; its targets are labels."""
+    dims = contents.axes_of(list_folder(root / images)[0])
+    ignored = 2 if layout == "competition" else case_finder.ignore_label(root)
+    found = contents.content_of(list_folder(root / labels)[0], dims)
+    if found is not None and found.kind == "colours":
+        _refuse_colours(root / labels, found)
+    binarise = None if found is None or _names_classes(root) else found.binarise
+    data = {"layout": layout, "dims": dims, "ignore_label": ignored, "binarise": binarise}
+    notes = [f"layout {layout}: {images} and {labels}", f"{dims} space axes, by headers"]
+    if layout == "competition":
+        notes.append("label 2 is ignored, as the competition has it")
+    if binarise is not None and found is not None:
+        notes.append(f"{labels}: {found.text}; above {binarise:g} is class 1")
+    return Arrangement(root=root, config=preliminary(root, "labels", data), notes=tuple(notes))
+
+
+def _names_classes(root: Path) -> bool:
+    """Whether ``dataset.json`` names more than one class."""
+    return len(case_finder.class_names(root)) > 1
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def _from_folders(root: Path, given: Mapping[str, str] | None) -> Arrangement:
+    """A data set of the layout ``folders``."""
+    found = _folders(root)
+    if given is None:
+        image = _image_folder(root, found)
+        target = _target_folder(root, image, found)
+    else:
+        image, target = _given(root, given, found)
+    _require_pairs(root, image, target)
+    dims = contents.axes_of(image.paths)
+    content = contents.content_of(target.paths, dims)
+    if content is None:
+        raise UserError(
+            f"{root / target.name}: none of the files that were tried can be read, e.g."
+            f" {target.paths[0].name}: {files.probe(target.paths[0], dims).problem}."
+        )
+    if content.kind == "colours":
+        _refuse_colours(root / target.name, content)
+    task = content.kind
+    test = _test_folder(image, target, found)
+    data: dict[str, Any] = {
+        "layout": "folders",
+        "dims": dims,
+        "folders": {"image": image.name, "label" if task == "labels" else "target": target.name},
+        "binarise": content.binarise,
     }
-    return Arrangement(root=root, config=preliminary(data))
+    if test is not None:
+        data["test"] = test.name
+    both = len(image.stems & target.stems)
+    notes = [
+        f"layout folders: {image.name} is the input, {target.name} the target; {both} of"
+        f" {len(image.stems)} images have one of the same stem",
+        f"{dims} space axes, by headers",
+        f"task {task}: {target.name} holds {content.text}",
+    ]
+    if content.binarise is not None:
+        notes.append(f"above {content.binarise:g} is class 1")
+    if test is not None:
+        notes.append(f"{test.name} is predicted, not trained on")
+    return Arrangement(root=root, config=preliminary(root, task, data), notes=tuple(notes))
+
+
+def _folders(root: Path) -> list[_Folder]:
+    """Folders of images in a folder and one level below, in natural order."""
+    found = []
+    for top in _subfolders(root):
+        found.append(top)
+        found += _subfolders(top)
+    table = []
+    for path in found:
+        paths = list_folder(path)[0]
+        if paths:
+            name = path.relative_to(root).as_posix()
+            table.append(_Folder(name, paths, *role_of(name)))
+    return table
+
+
+def _subfolders(path: Path) -> list[Path]:
+    """Folders that may hold images, without those that are one image themselves."""
+    try:
+        entries = folder_entries(path)
+    except OSError:
+        return []
+    return sorted(
+        (
+            p
+            for p in entries
+            if os.path.isdir(p)
+            and not p.name.startswith(".")
+            and p.name not in SKIPPED
+            and not files.is_folder(p)
+            and not files.is_dicom_folder(p)
+        ),
+        key=natural,
+    )
+
+
+def role_of(name: str) -> tuple[str, str]:
+    """What the name of a folder says.
+
+    Args:
+        name: path of a folder below the root.
+
+    Returns:
+        Role (``image``, ``target``, ``fov`` or empty) and side (``train``, ``test`` or empty).
+
+    Example:
+        >>> role_of("train/images"), role_of("masks_test"), role_of("1st_manual")
+        (('image', 'train'), ('target', 'test'), ('target', ''))
+        >>> role_of("GroundTruth"), role_of("trainA")
+        (('target', ''), ('', 'train'))
+    """
+    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
+    known = {*words, *("".join(pair) for pair in itertools.pairwise(words))}
+    side = "test" if known & TEST else "train" if known & TRAIN else ""
+    for role, table in (("fov", FOV), ("target", TARGETS), ("image", IMAGES)):
+        if known & table:
+            return role, side
+    return "", side
+
+
+def _image_folder(root: Path, found: Sequence[_Folder]) -> _Folder:
+    """The folder of training images."""
+    if not found:
+        _refuse_flat(root)
+    here = [f for f in found if f.side != "test" and f.role == "image"]
+    if not here:
+        here = _by_pairs(found)
+    if not here:
+        targets = [f for f in found if f.role == "target"]
+        what = "labels without images" if targets else "no folder that is known for images"
+        _refuse(root, what, found)
+    paired = [f for f in here if any(_pairs(f, t) for t in found if t.role != "image")]
+    best = paired or here
+    best = [f for f in best if f.side == "train"] or best
+    if len(best) > 1:
+        _refuse_choice(root, "image", best, found)
+    return best[0]
+
+
+def _by_pairs(found: Sequence[_Folder]) -> list[_Folder]:
+    """Folders without a known name that pair with a folder of targets."""
+    unnamed = [f for f in found if not f.role and f.side != "test"]
+    targets = [f for f in found if f.role == "target" and f.side != "test"]
+    return [f for f in unnamed if any(_pairs(f, t) for t in targets)]
+
+
+def _pairs(one: _Folder, other: _Folder) -> bool:
+    """Whether most files of a folder have one of the same stem in the other."""
+    return one is not other and len(one.stems & other.stems) >= PAIRED * len(one.stems)
+
+
+def _target_folder(root: Path, image: _Folder, found: Sequence[_Folder]) -> _Folder:
+    """The folder of targets of a folder of images."""
+    here = [f for f in found if f is not image and f.role not in ("image", "fov")]
+    here = [f for f in here if f.side == image.side or (f.side != "test" and _pairs(image, f))]
+    named = [f for f in here if f.role == "target"]
+    best = [f for f in named if _pairs(image, f)] or [f for f in here if _pairs(image, f)]
+    best = best or named
+    if not best:
+        _refuse(root, f"images in {image.name}/ without labels or targets", found)
+    near = [f for f in best if f.side == image.side]
+    best = near or best
+    if len(best) > 1:
+        _refuse_choice(root, "label", best, found, image)
+    return best[0]
+
+
+def _given(
+    root: Path, given: Mapping[str, str], found: Sequence[_Folder]
+) -> tuple[_Folder, _Folder]:
+    """The folders that the user names."""
+    roles = [role for role in given if role != "image"]
+    if "image" not in given or len(roles) != 1:
+        raise UserError(
+            f"data.folders is {dict(given)}. Planning needs the role image and one target, e.g."
+            " {image: images, label: masks}."
+        )
+    table = {f.name: f for f in found}
+    chosen = []
+    for role in ("image", roles[0]):
+        name = given[role].strip("/")
+        if name not in table:
+            paths = list_folder(root / name)[0]
+            if not paths:
+                _refuse(root, f"no image in {name}/ (data.folders.{role})", found)
+            table[name] = _Folder(name, paths, *role_of(name))
+        chosen.append(table[name])
+    return chosen[0], chosen[1]
+
+
+def _require_pairs(root: Path, image: _Folder, target: _Folder) -> None:
+    """Refuse folders of which no file belongs to one of the other."""
+    if image.stems & target.stems:
+        return
+    raise UserError(
+        f"{root}: no file of {image.name}/ ({image.paths[0].name}, ...) has the stem of one of"
+        f" {target.name}/ ({target.paths[0].name}, ...). Files pair by equal stem: rename them so"
+        f" that {image.name}/{image.paths[0].name} goes with"
+        f" {target.name}/{files.case_id(image.paths[0])}{files.suffix(target.paths[0])}."
+    )
+
+
+def _test_folder(image: _Folder, target: _Folder, found: Sequence[_Folder]) -> _Folder | None:
+    """The folder of images to predict."""
+    here = [f for f in found if f.side == "test" and f not in (image, target)]
+    named = [f for f in here if f.role == "image"] or [f for f in here if not f.role]
+    exact = [f for f in named if "val" not in f.name.lower()]
+    return next(iter(exact or named), None)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _refuse(root: Path, what: str, found: Collection[_Folder]) -> NoReturn:
+    """Say what was seen and what would fit."""
+    seen = "".join(f"\n  {f.shown}" for f in list(found)[:SHOWN])
+    more = f"\n  ... and {len(found) - SHOWN} more folders" if len(found) > SHOWN else ""
+    raise UserError(
+        f"{root} holds {what}. Seen:{seen or ' no folder of images'}{more}\nLayouts:\n{TREE}"
+    )
+
+
+def _refuse_choice(
+    root: Path,
+    role: str,
+    best: Sequence[_Folder],
+    found: Collection[_Folder],
+    image: _Folder | None = None,
+) -> NoReturn:
+    """Say that several folders could be meant, and which key chooses."""
+    other = image.name if image else "FOLDER"
+    named = ", ".join(f"{f.name}/" for f in best)
+    example = (
+        f"{{image: {other}, label: {best[0].name}}}"
+        if role == "label"
+        else f"{{image: {best[0].name}, label: FOLDER}}"
+    )
+    _refuse(
+        root,
+        f"{len(best)} folders that may be the {'target' if role == 'label' else 'input'}: {named}."
+        f" Choose with data.folders, e.g. {example} (target in place of label for images)",
+        found,
+    )
+
+
+def _refuse_colours(folder: Path, content: Content) -> NoReturn:
+    """Say that classes are saved as colours."""
+    raise UserError(
+        f"{folder} holds pictures of {content.text}: classes saved as colours. Save one channel"
+        " that holds the class numbers (0 background, 1, 2, ...), or a palette image of them."
+    )
+
+
+def _refuse_flat(root: Path) -> NoReturn:
+    """Say what lies in a folder without folders of images."""
+    paths = list_folder(root)[0]
+    if not paths:
+        below = [p.name for p in _subfolders(root)][:SHOWN]
+        seen = f"the folders {', '.join(below)}" if below else "no folder"
+        raise UserError(f"{root} holds no image, and {seen}. Layouts:\n{TREE}")
+    names = ", ".join(p.name for p in paths[:4]) + (", ..." if len(paths) > 4 else "")
+    marks = paired_suffixes([files.case_id(p) for p in paths])
+    if marks:
+        stem, mark = marks
+        end = files.suffix(paths[0])
+        raise UserError(
+            f"{root} holds images and labels in one folder: {stem}{end} and {stem}{mark}{end}."
+            f" Move them apart, without {mark!r}: images/{stem}{end} and masks/{stem}{end}."
+            f" Layouts:\n{TREE}"
+        )
+    raise UserError(
+        f"{root} holds {len(paths)} images ({names}) without labels or targets. If some of them are"
+        " labels of others, move them to a folder of their own and give both the same name:"
+        f" images/NAME{files.suffix(paths[0])} and masks/NAME{files.suffix(paths[0])}."
+        f" Layouts:\n{TREE}"
+    )
+
+
+def paired_suffixes(stems: Sequence[str]) -> tuple[str, str] | None:
+    """A pair of stems of which one is the other with a word for labels added.
+
+    Args:
+        stems: of files.
+
+    Returns:
+        The stem and what is added; None where there is no such pair.
+
+    Example:
+        >>> paired_suffixes(["a", "a_seg", "b", "b_seg"])
+        ('a', '_seg')
+    """
+    known = set(stems)
+    for stem in stems:
+        for match in re.finditer(r"[-_. ]([A-Za-z]+)$", stem):
+            if match[1].lower() in TARGETS and stem[: match.start()] in known:
+                return stem[: match.start()], match[0]
+    return None

@@ -71,18 +71,8 @@ def fingerprint_of(
     facts = tuple(
         _facts(look, seen) for look, seen in zip(looks, observed, strict=True) if seen.box
     )
-    seen = Seen(
-        root=root,
-        cases=found.train,
-        properties=properties,
-        observed=observed,
-        facts=facts,
-        settings=settings,
-        faults=found.faults,
-        names=described.label_names(settings.data, root),
-    )
     regions = described.regions(root) if found.layout == "nnunet" else None
-    return Fingerprint(
+    fingerprint = Fingerprint(
         root=str(root),
         layout=found.layout,
         folders=_folders(settings, found.layout),
@@ -90,7 +80,7 @@ def fingerprint_of(
         task=settings.task,
         cases=facts,
         channels=_channels(observed, described.channel_names(settings.data, root)),
-        class_names=seen.names,
+        class_names=described.label_names(settings.data, root),
         regions=None if regions is None else regions.members,
         regions_class_order=None if regions is None else regions.order,
         ignore_label=settings.data.ignore_label,
@@ -98,8 +88,17 @@ def fingerprint_of(
         binarise=settings.data.binarise,
         tests=len(found.test),
         groups={case.id: case.group for case in found.train if case.group is not None},
-        oddities=oddities(seen),
     )
+    seen = Seen(
+        root=root,
+        cases=found.train,
+        properties=properties,
+        observed=observed,
+        settings=settings,
+        faults=found.faults,
+        fingerprint=fingerprint,
+    )
+    return dataclasses.replace(fingerprint, oddities=oddities(seen))
 
 
 SHOWN = 5

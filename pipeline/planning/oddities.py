@@ -12,8 +12,10 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.data import checks, world
 from pipeline.data.properties import CaseProperties
-from pipeline.planning.fingerprint import CaseFacts, Oddity
+from pipeline.planning.fingerprint import CaseFacts, Fingerprint, Oddity
+from pipeline.planning.names import instances
 from pipeline.planning.observing import Observed
+from pipeline.planning.sides import sides, swapped
 from pipeline.records import Case, Fault
 
 FAR = 5.0
@@ -41,13 +43,16 @@ class Seen:
     properties: Sequence[CaseProperties]
     observed: Sequence[Observed]
     """Three sequences in the same order."""
-    facts: Sequence[CaseFacts]
-    """Of the cases whose image can be read."""
     settings: Config
     faults: Sequence[Fault]
     """Of how the files lie."""
-    names: Mapping[int, str]
-    """Classes by value."""
+    fingerprint: Fingerprint
+    """Still without oddities."""
+
+    @property
+    def facts(self) -> tuple[CaseFacts, ...]:
+        """Of the cases whose image can be read."""
+        return self.fingerprint.cases
 
 
 def oddities(seen: Seen) -> tuple[Oddity, ...]:
@@ -59,38 +64,51 @@ def oddities(seen: Seen) -> tuple[Oddity, ...]:
     Returns:
         One entry for each case and finding; an empty case means the data set.
     """
+    objects = instances(seen.fingerprint)
     found = [*_faults(seen)]
-    if "labels" in seen.settings.targets.values():
+    if objects is not None:
+        found.append(Oddity(case="", text=f"{objects.text}. {OBJECTS}"))
+    elif "labels" in seen.settings.targets.values():
         found += [*_absent_classes(seen), *_single_values(seen)]
+        found += swapped(sides(seen.fingerprint), seen.fingerprint)
     found += [*_unlike_files(seen), *_far_sizes(seen), *_far_intensities(seen)]
     return tuple(sorted(found, key=lambda oddity: oddity.severity != "error"))
+
+
+OBJECTS = (
+    "Objects cannot be trained as such yet: save masks of two classes (or of inside, border and"
+    " outside), and number the components of the answers"
+)
+"""What can be done about numbered objects."""
 
 
 def _faults(seen: Seen) -> Iterator[Oddity]:
     """What the checks of training find.
 
-    Mixed orientations do not stop it, for a plan brings all volumes to one.
+    Mixed orientations do not stop it where files say how they lie, for a plan brings all volumes to
+    one.
     """
+    coded = all(f.codes is not None and "?" not in f.codes for f in seen.facts)
     owners = {
         path: case.id for case in seen.cases for path in (*case.image, *case.targets.values())
     }
     faults = [
         *seen.faults,
         *checks.faults(seen.properties, seen.cases, seen.settings),
-        *world.faults(seen.properties, seen.cases, seen.root, data=seen.settings.data),
+        *world.faults(seen.properties, seen.cases, seen.root),
     ]
     for fault in faults:
         yield Oddity(
             case=owners.get(fault.path, ""),
             text=f"{fault.problem}. {fault.suggestion}",
             path=str(fault.path),
-            severity=fault.severity,
+            severity="warning" if coded and fault.path == seen.root else fault.severity,
         )
 
 
 def _called(seen: Seen, value: int) -> str:
     """A class in words: ``class 5 (Esophagus)``."""
-    name = seen.names.get(value)
+    name = seen.fingerprint.class_names.get(value)
     return f"class {value}" + (f" ({name})" if name else "")
 
 
@@ -99,10 +117,11 @@ def _absent_classes(seen: Seen) -> Iterator[Oddity]:
     labelled = [f for f in seen.facts if f.voxels]
     ignored = seen.settings.data.ignore_label
     wanted = sorted(
-        {v for f in labelled for v in f.voxels if v > 0 and v != ignored} | set(seen.names)
+        {v for f in labelled for v in f.voxels if v > 0 and v != ignored}
+        | set(seen.fingerprint.class_names)
     )
-    if not labelled or len(wanted) > NAMED * NAMED * NAMED:
-        return  # so many are objects
+    if not labelled:
+        return
     have = Counter(v for f in labelled for v in f.voxels)
     rare = sorted((v for v in wanted if have[v] < len(labelled)), key=lambda v: have[v])
     if not rare:
