@@ -669,3 +669,88 @@ class KnownProperties(TypedDict):
 
     key: dict[str, Any]
     facts: CasePropertiesJson
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+Text = Annotated[str, Rule(lambda value: len(value) <= 10_000, "of at most 10,000 letters")]
+"""A text for people."""
+
+Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "from 0 to 1")]
+"""A part of a whole."""
+
+LabelValue = Annotated[int, Rule(lambda value: abs(value) < 2**53, "below 2^53")]
+"""Value of a label."""
+
+Sizes = Annotated[list[Size], Rule(lambda value: len(value) in (2, 3), "of two or three numbers")]
+"""Voxels along each space axis."""
+
+Spacings = Annotated[
+    list[Annotated[float, Rule(lambda value: value > 0, "above 0")]],
+    Rule(lambda value: len(value) in (2, 3), "of two or three numbers"),
+]
+"""Millimetres along each space axis."""
+
+
+class CaseFactsJson(TypedDict):
+    """:class:`pipeline.planning.fingerprint.CaseFacts` as JSON, with label values as text."""
+
+    id: Name
+    shape: Sizes
+    box: Sizes
+    dtype: Word
+    spacing: Spacings | None
+    codes: Word | None
+    family: Literal["nifti", "array"]
+    voxels: dict[str, Size]
+    components: dict[str, Size]
+    centres: dict[str, list[Share]]
+    extents: dict[str, Sizes]
+    values: Size
+    seconds: float
+
+
+class ChannelFactsJson(TypedDict):
+    """:class:`pipeline.planning.fingerprint.ChannelFacts` as JSON."""
+
+    name: Text | None
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    median: float
+    low: float
+    high: float
+    spread: float
+
+
+class OddityJson(TypedDict):
+    """:class:`pipeline.planning.fingerprint.Oddity` as JSON."""
+
+    case: Text
+    text: Text
+    path: Text
+    severity: Literal["error", "warning"]
+
+
+class Fingerprint(TypedDict):
+    """:class:`pipeline.planning.fingerprint.Fingerprint` as JSON, with label values as text."""
+
+    format: int
+    root: Text
+    layout: Literal["competition", "nnunet", "folders"]
+    folders: dict[str, str]
+    dims: Literal[2, 3]
+    task: Literal["labels", "image"]
+    cases: list[CaseFactsJson]
+    channels: list[ChannelFactsJson]
+    class_names: dict[str, Text]
+    regions: dict[str, list[LabelValue]] | None
+    regions_class_order: list[LabelValue] | None
+    ignore_label: LabelValue | None
+    classes: Annotated[int, Rule(lambda value: 2 <= value <= 2**16, "from 2 to 65,536")]
+    binarise: float | None
+    tests: Size
+    groups: dict[str, Text]
+    oddities: list[OddityJson]

@@ -80,7 +80,7 @@ def fingerprint_of(
         task=settings.task,
         cases=facts,
         channels=_channels(observed, described.channel_names(settings.data, root)),
-        class_names=described.label_names(settings.data, root),
+        class_names={} if regions else described.label_names(settings.data, root),
         regions=None if regions is None else regions.members,
         regions_class_order=None if regions is None else regions.order,
         ignore_label=settings.data.ignore_label,

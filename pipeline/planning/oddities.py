@@ -27,8 +27,8 @@ LEAST = 5
 SIZE = math.log(1.5)
 """Least difference of the logarithm of a size that is worth a line."""
 
-SHIFT = 0.5
-"""Least difference of a mean intensity, in standard deviations of the data set."""
+SHIFT = 1.0
+"""Least difference of a mean intensity, in standard deviations of the median case."""
 
 NAMED = 5
 """Classes or cases that a line names."""
