@@ -106,7 +106,8 @@ def _channels(fingerprint: Fingerprint) -> list[str]:
     for n, channel in enumerate(channels[:CHANNELS]):
         row = (channel.low, channel.median, channel.high, channel.mean, channel.std)
         numbers = "".join(f"{_number(v):>11}" for v in row) + f"{channel.spread:>11.2f}"
-        lines.append(f"    {f'{n} {_short(channel.name or "")}':<{NAME + 4}}{numbers}")
+        name = f"{n} {_short(channel.name or '')}"
+        lines.append(f"    {name:<{NAME + 4}}{numbers}")
     return [*lines, *_rest(len(channels), CHANNELS, "channels")] if channels else []
 
 
