@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from pipeline.planning.fingerprint import CaseFacts, Fingerprint, Oddity
+from pipeline.planning.names import instances
 
 WIDTH = 100
 """Columns of a line."""
@@ -25,8 +26,10 @@ NAME = 24
 EXAMPLES = 3
 """Cases that a line names."""
 
-ROWS = 2
-"""Lines of one oddity."""
+ROWS, FEW = 2, 3
+"""Lines of one oddity where there are more than a few, and up to how many cases each keeps its
+own.
+"""
 
 
 def table(fingerprint: Fingerprint) -> str:
@@ -47,8 +50,9 @@ def _head(fingerprint: Fingerprint) -> list[str]:
     """Cases, shapes, spacings, axis codes and number types."""
     cases = fingerprint.cases
     tests = f", {fingerprint.tests} images to predict" if fingerprint.tests else ""
+    number = f"{len(cases)} training {'case' if len(cases) == 1 else 'cases'}"
     lines = [
-        f"{len(cases)} training cases{tests}; layout {fingerprint.layout},"
+        f"{number}{tests}; layout {fingerprint.layout},"
         f" {fingerprint.dims} space axes, task {fingerprint.task}",
         f"  {'shape':<10}{_range([c.shape for c in cases], 'voxels')}",
     ]
@@ -124,17 +128,20 @@ def _classes(fingerprint: Fingerprint) -> list[str]:
         {v for c in cases for v in c.voxels if v > 0 and v != ignored}
         | set(fingerprint.class_names)
     )
+    objects = instances(fingerprint)
+    if objects is not None:
+        span = f"{objects.least} to {objects.most}"
+        return [f"  {'objects':<10}{span} in a case, {objects.values} different label values"]
     if not values:
         return []
     total = sum(n for c in cases for v, n in c.voxels.items() if v != ignored)
-    titles = ("cases", "of voxels", "median size", "pieces")
-    lines = [f"  {'class':<{NAME + 6}}" + "".join(f"{t:>15}" for t in titles)]
+    lines = [f"  {'class':<{NAME + 6}}{_row('cases', 'of voxels', 'median size', 'pieces')}"]
     for value in values[:CLASSES]:
         have = [c for c in cases if c.voxels.get(value)]
         share = sum(c.voxels[value] for c in have) / total if total else 0.0
-        row = (f"{len(have)}", f"{100 * share:.3g} %", _size(have, value), _pieces(have, value))
+        row = _row(f"{len(have)}", f"{100 * share:.3g} %", _size(have, value), _pieces(have, value))
         name = f"{value} {_short(fingerprint.class_names.get(value, ''))}"
-        lines.append(f"    {name:<{NAME + 4}}" + "".join(f"{text:>15}" for text in row))
+        lines.append(f"    {name:<{NAME + 4}}{row}")
     lines += _rest(len(values), CLASSES, "classes")
     if ignored is not None:
         have = [c for c in cases if c.voxels.get(ignored)]
@@ -143,6 +150,11 @@ def _classes(fingerprint: Fingerprint) -> list[str]:
         shown = ", ".join(f"{n} {list(v)}" for n, v in fingerprint.regions.items())
         lines += textwrap.wrap(f"regions: {shown}", WIDTH - 4, max_lines=2, initial_indent="    ")
     return lines
+
+
+def _row(*texts: str) -> str:
+    """Four columns of classes."""
+    return "".join(f"{t:>{w}}" for t, w in zip(texts, (8, 13, 19, 22), strict=True))
 
 
 def _size(cases: Sequence[CaseFacts], value: int) -> str:
@@ -184,23 +196,24 @@ def _oddities(oddities: Sequence[Oddity], room: int) -> list[str]:
         return ["  nothing odd"]
     refused = sum(o.severity == "error" for o in oddities)
     more = f", of which training refuses {refused}" if refused else ""
-    lines = [f"  {len(oddities)} oddities{more}"]
-    groups = list(grouped(oddities))
+    lines = [f"  {len(oddities)} {'oddity' if len(oddities) == 1 else 'oddities'}{more}"]
+    groups = grouped(oddities)
+    most = ROWS if len(groups) > FEW else 2 * ROWS
     for n, group in enumerate(groups):
         text = _line(group)
         rows = textwrap.wrap(
-            text, WIDTH, initial_indent="    ", subsequent_indent="      ", max_lines=ROWS,
+            text, WIDTH, initial_indent="    ", subsequent_indent="      ", max_lines=most,
             placeholder=" ...",
         )  # fmt: skip
-        if len(lines) + len(rows) > room - 1 and n < len(groups):
+        if len(lines) + len(rows) > room - 1:
             left = sum(len(g) for g in groups[n:])
             return [*lines, f"    ... and {left} more"]
         lines += rows
     return lines
 
 
-def grouped(oddities: Iterable[Oddity]) -> Iterable[list[Oddity]]:
-    """Oddities that differ in names and numbers alone, together.
+def grouped(oddities: Iterable[Oddity]) -> list[list[Oddity]]:
+    """Oddities that differ in names and numbers alone, together where there are many.
 
     Args:
         oddities: in any order.
@@ -213,7 +226,8 @@ def grouped(oddities: Iterable[Oddity]) -> Iterable[list[Oddity]]:
         plain = oddity.text.replace(oddity.case, "*") if oddity.case else oddity.text
         key = (NUMBER.sub("#", plain), oddity.severity, not oddity.case)
         groups[key].append(oddity)
-    return list(groups.values())
+    parts = ([g] if len(g) > FEW else [[oddity] for oddity in g] for g in groups.values())
+    return [group for part in parts for group in part]
 
 
 def _line(group: Sequence[Oddity]) -> str:
