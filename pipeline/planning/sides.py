@@ -117,7 +117,7 @@ def _named_pair(
     fingerprint: Fingerprint, pair: tuple[int, int], placed: Mapping[tuple[int, int], str | int]
 ) -> SidePair:
     """A pair by name, with what its places say."""
-    axis = placed.get(pair, placed.get(pair[::-1]))
+    axis = placed.get(pair, placed.get((pair[1], pair[0])))
     names = [fingerprint.class_names[value] for value in pair]
     text = f"{names[0]} and {names[1]} are called left and right"
     if axis is not None:
@@ -129,7 +129,7 @@ def _named_pair(
     wrong = [name for name, step in steps if step[0] < 0]
     if axis != "LR" and len(wrong) > len(steps) / 2:
         wrong = [name for name, step in steps if step[0] > 0]
-    by = "both" if placed.get(pair, placed.get(pair[::-1])) is not None else "name"
+    by = "both" if {pair, (pair[1], pair[0])} & set(placed) else "name"
     return SidePair(left=pair[0], right=pair[1], axis=axis, by=by, text=text, odd=tuple(wrong))
 
 
@@ -184,7 +184,7 @@ def _placed_pairs(fingerprint: Fingerprint) -> Iterator[tuple[tuple[int, int], s
     for (_, forward), pair, axis in sorted(scored, key=lambda entry: entry[0]):
         if not taken & set(pair):
             taken |= set(pair)
-            yield (pair if forward else pair[::-1]), axis
+            yield (pair if forward else (pair[1], pair[0])), axis
 
 
 def _alike(cases: Sequence[CaseFacts], one: int, two: int) -> bool:
