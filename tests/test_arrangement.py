@@ -16,7 +16,8 @@ from PIL import Image
 from worlds import affine_of, save
 
 from pipeline.data import cases
-from pipeline.planning.arrangement import arrange, paired_suffixes, role_of
+from pipeline.planning.arrangement import arrange
+from pipeline.planning.candidates import paired_suffixes, role_of
 from pipeline.planning.contents import flatness, judged
 from pipeline.records import UserError
 

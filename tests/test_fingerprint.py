@@ -220,6 +220,23 @@ def test_pairs_have_no_classes(tmp_path: Path) -> None:
     assert found.channels[0].maximum > 200
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((0, 128, 255), "253 of them occur nowhere"), ((0, 1, 255), "ignore_label: 255")],
+)
+def test_classes_with_gaps(tmp_path: Path, values: tuple[int, ...], said: str) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for n in range(3):
+        image = np.random.default_rng(n).integers(0, 256, (20, 20, 3), np.uint8)
+        mask = np.repeat(np.array(values, np.uint8), 7)[:20] * np.ones((20, 1), np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{n}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{n}.png")
+    found = fingerprint_of(arrange(tmp_path))
+    assert set(found.cases[0].voxels) == set(values)
+    assert said in texts(found, "")
+
+
 # --- one case -------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,38 +12,18 @@ from pipeline import files
 from pipeline.config import Config, Data, Patch
 from pipeline.data import cases as case_finder
 from pipeline.data.layouts import TREES
-from pipeline.data.listing import folder_entries, list_folder, natural
+from pipeline.data.listing import list_folder
 from pipeline.planning import contents
+from pipeline.planning.candidates import (
+    Folder,
+    folders_of,
+    paired_suffixes,
+    pairs,
+    role_of,
+    subfolders,
+)
 from pipeline.planning.contents import Content
 from pipeline.records import LossTerm, NamedOptions, UserError
-
-IMAGES = frozenset({
-    "image", "images", "img", "imgs", "src", "source", "sources", "input", "inputs", "in", "blur",
-    "blurred", "blurry", "low", "lr", "noisy", "noise", "raw", "photo", "photos", "scan", "scans",
-    "volume", "volumes", "vol", "degraded", "before", "rainy", "rain", "hazy", "original", "x",
-})  # fmt: skip
-"""Words in the names of folders of images."""
-
-TARGETS = frozenset({
-    "label", "labels", "lbl", "mask", "masks", "seg", "segs", "segmentation", "segmentations",
-    "annotation", "annotations", "annot", "manual", "gt", "gts", "groundtruth", "truth", "dst",
-    "destination", "target", "targets", "sharp", "clean", "high", "hr", "output", "outputs", "out",
-    "reference", "references", "ref", "after", "clear", "retouched", "y",
-})  # fmt: skip
-"""Words in the names of folders of targets."""
-
-TRAIN = frozenset({"train", "training", "tr"})
-TEST = frozenset({"test", "testing", "tests", "ts", "te", "val", "valid", "validation"})
-"""Words for the side of a folder; images of these are predicted, not trained on."""
-
-FOV = frozenset({"fov", "fovs"})
-"""Words for the field of view, which is no target."""
-
-SKIPPED = frozenset({"store", "runs"})
-"""Folders that training writes."""
-
-PAIRED = 0.5
-"""Least share of images that have a target of the same stem."""
 
 SHOWN = 12
 """Folders that an error lists."""
@@ -67,28 +45,6 @@ class Arrangement:
     """Layout, folders, axes, task and how labels are read; the rest has no meaning."""
     notes: tuple[str, ...] = ()
     """What was decided, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """A folder of image files."""
-
-    name: str
-    """Path below the root."""
-    paths: Sequence[Path]
-    role: str
-    """``image``, ``target``, ``fov``, or empty where its name says nothing."""
-    side: str
-    """``train``, ``test`` or empty."""
-    stems: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stems", frozenset(map(files.case_id, self.paths)))
-
-    @property
-    def shown(self) -> str:
-        """Name, number of files and the first of them."""
-        return f"{self.name}/ ({len(self.paths)} images: {self.paths[0].name}, ...)"
 
 
 def arrange(root: Path, folders: Mapping[str, str] | None = None) -> Arrangement:
@@ -187,7 +143,7 @@ def _names_classes(root: Path) -> bool:
 
 def _from_folders(root: Path, given: Mapping[str, str] | None) -> Arrangement:
     """A data set of the layout ``folders``."""
-    found = _folders(root)
+    found = folders_of(root)
     if given is None:
         image = _image_folder(root, found)
         target = _target_folder(root, image, found)
@@ -227,66 +183,7 @@ def _from_folders(root: Path, given: Mapping[str, str] | None) -> Arrangement:
     return Arrangement(root=root, config=preliminary(root, task, data), notes=tuple(notes))
 
 
-def _folders(root: Path) -> list[_Folder]:
-    """Folders of images in a folder and one level below, in natural order."""
-    found = []
-    for top in _subfolders(root):
-        found.append(top)
-        found += _subfolders(top)
-    table = []
-    for path in found:
-        paths = list_folder(path)[0]
-        if paths:
-            name = path.relative_to(root).as_posix()
-            table.append(_Folder(name, paths, *role_of(name)))
-    return table
-
-
-def _subfolders(path: Path) -> list[Path]:
-    """Folders that may hold images, without those that are one image themselves."""
-    try:
-        entries = folder_entries(path)
-    except OSError:
-        return []
-    return sorted(
-        (
-            p
-            for p in entries
-            if os.path.isdir(p)
-            and not p.name.startswith(".")
-            and p.name not in SKIPPED
-            and not files.is_folder(p)
-            and not files.is_dicom_folder(p)
-        ),
-        key=natural,
-    )
-
-
-def role_of(name: str) -> tuple[str, str]:
-    """What the name of a folder says.
-
-    Args:
-        name: path of a folder below the root.
-
-    Returns:
-        Role (``image``, ``target``, ``fov`` or empty) and side (``train``, ``test`` or empty).
-
-    Example:
-        >>> role_of("train/images"), role_of("masks_test"), role_of("1st_manual")
-        (('image', 'train'), ('target', 'test'), ('target', ''))
-        >>> role_of("GroundTruth"), role_of("trainA")
-        (('target', ''), ('', 'train'))
-    """
-    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
-    known = {*words, *("".join(pair) for pair in itertools.pairwise(words))}
-    side = "test" if known & TEST else "train" if known & TRAIN else ""
-    for role, table in (("fov", FOV), ("target", TARGETS), ("image", IMAGES)):
-        if known & table:
-            return role, side
-    return "", side
-
-
-def _image_folder(root: Path, found: Sequence[_Folder]) -> _Folder:
+def _image_folder(root: Path, found: Sequence[Folder]) -> Folder:
     """The folder of training images."""
     if not found:
         _refuse_flat(root)
@@ -297,7 +194,7 @@ def _image_folder(root: Path, found: Sequence[_Folder]) -> _Folder:
         targets = [f for f in found if f.role == "target"]
         what = "labels without images" if targets else "no folder that is known for images"
         _refuse(root, what, found)
-    paired = [f for f in here if any(_pairs(f, t) for t in found if t.role != "image")]
+    paired = [f for f in here if any(pairs(f, t) for t in found if t.role != "image")]
     best = paired or here
     best = [f for f in best if f.side == "train"] or best
     if len(best) > 1:
@@ -305,24 +202,19 @@ def _image_folder(root: Path, found: Sequence[_Folder]) -> _Folder:
     return best[0]
 
 
-def _by_pairs(found: Sequence[_Folder]) -> list[_Folder]:
+def _by_pairs(found: Sequence[Folder]) -> list[Folder]:
     """Folders without a known name that pair with a folder of targets."""
     unnamed = [f for f in found if not f.role and f.side != "test"]
     targets = [f for f in found if f.role == "target" and f.side != "test"]
-    return [f for f in unnamed if any(_pairs(f, t) for t in targets)]
+    return [f for f in unnamed if any(pairs(f, t) for t in targets)]
 
 
-def _pairs(one: _Folder, other: _Folder) -> bool:
-    """Whether most files of a folder have one of the same stem in the other."""
-    return one is not other and len(one.stems & other.stems) >= PAIRED * len(one.stems)
-
-
-def _target_folder(root: Path, image: _Folder, found: Sequence[_Folder]) -> _Folder:
+def _target_folder(root: Path, image: Folder, found: Sequence[Folder]) -> Folder:
     """The folder of targets of a folder of images."""
     here = [f for f in found if f is not image and f.role not in ("image", "fov")]
-    here = [f for f in here if f.side == image.side or (f.side != "test" and _pairs(image, f))]
+    here = [f for f in here if f.side == image.side or (f.side != "test" and pairs(image, f))]
     named = [f for f in here if f.role == "target"]
-    best = [f for f in named if _pairs(image, f)] or [f for f in here if _pairs(image, f)]
+    best = [f for f in named if pairs(image, f)] or [f for f in here if pairs(image, f)]
     best = best or named
     if not best:
         _refuse(root, f"images in {image.name}/ without labels or targets", found)
@@ -333,9 +225,7 @@ def _target_folder(root: Path, image: _Folder, found: Sequence[_Folder]) -> _Fol
     return best[0]
 
 
-def _given(
-    root: Path, given: Mapping[str, str], found: Sequence[_Folder]
-) -> tuple[_Folder, _Folder]:
+def _given(root: Path, given: Mapping[str, str], found: Sequence[Folder]) -> tuple[Folder, Folder]:
     """The folders that the user names."""
     roles = [role for role in given if role != "image"]
     if "image" not in given or len(roles) != 1:
@@ -351,12 +241,12 @@ def _given(
             paths = list_folder(root / name)[0]
             if not paths:
                 _refuse(root, f"no image in {name}/ (data.folders.{role})", found)
-            table[name] = _Folder(name, paths, *role_of(name))
+            table[name] = Folder(name, paths, *role_of(name))
         chosen.append(table[name])
     return chosen[0], chosen[1]
 
 
-def _require_pairs(root: Path, image: _Folder, target: _Folder) -> None:
+def _require_pairs(root: Path, image: Folder, target: Folder) -> None:
     """Refuse folders of which no file belongs to one of the other."""
     if image.stems & target.stems:
         return
@@ -368,7 +258,7 @@ def _require_pairs(root: Path, image: _Folder, target: _Folder) -> None:
     )
 
 
-def _test_folder(image: _Folder, target: _Folder, found: Sequence[_Folder]) -> _Folder | None:
+def _test_folder(image: Folder, target: Folder, found: Sequence[Folder]) -> Folder | None:
     """The folder of images to predict."""
     here = [f for f in found if f.side == "test" and f not in (image, target)]
     named = [f for f in here if f.role == "image"] or [f for f in here if not f.role]
@@ -379,7 +269,7 @@ def _test_folder(image: _Folder, target: _Folder, found: Sequence[_Folder]) -> _
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def _refuse(root: Path, what: str, found: Collection[_Folder]) -> NoReturn:
+def _refuse(root: Path, what: str, found: Collection[Folder]) -> NoReturn:
     """Say what was seen and what would fit."""
     seen = "".join(f"\n  {f.shown}" for f in list(found)[:SHOWN])
     more = f"\n  ... and {len(found) - SHOWN} more folders" if len(found) > SHOWN else ""
@@ -391,9 +281,9 @@ def _refuse(root: Path, what: str, found: Collection[_Folder]) -> NoReturn:
 def _refuse_choice(
     root: Path,
     role: str,
-    best: Sequence[_Folder],
-    found: Collection[_Folder],
-    image: _Folder | None = None,
+    best: Sequence[Folder],
+    found: Collection[Folder],
+    image: Folder | None = None,
 ) -> NoReturn:
     """Say that several folders could be meant, and which key chooses."""
     other = image.name if image else "FOLDER"
@@ -423,7 +313,7 @@ def _refuse_flat(root: Path) -> NoReturn:
     """Say what lies in a folder without folders of images."""
     paths = list_folder(root)[0]
     if not paths:
-        below = [p.name for p in _subfolders(root)][:SHOWN]
+        below = [p.name for p in subfolders(root)][:SHOWN]
         seen = f"the folders {', '.join(below)}" if below else "no folder"
         raise UserError(f"{root} holds no image, and {seen}. Layouts:\n{TREE}")
     names = ", ".join(p.name for p in paths[:4]) + (", ..." if len(paths) > 4 else "")
@@ -442,24 +332,3 @@ def _refuse_flat(root: Path) -> NoReturn:
         f" images/NAME{files.suffix(paths[0])} and masks/NAME{files.suffix(paths[0])}."
         f" Layouts:\n{TREE}"
     )
-
-
-def paired_suffixes(stems: Sequence[str]) -> tuple[str, str] | None:
-    """A pair of stems of which one is the other with a word for labels added.
-
-    Args:
-        stems: of files.
-
-    Returns:
-        The stem and what is added; None where there is no such pair.
-
-    Example:
-        >>> paired_suffixes(["a", "a_seg", "b", "b_seg"])
-        ('a', '_seg')
-    """
-    known = set(stems)
-    for stem in stems:
-        for match in re.finditer(r"[-_. ]([A-Za-z]+)$", stem):
-            if match[1].lower() in TARGETS and stem[: match.start()] in known:
-                return stem[: match.start()], match[0]
-    return None

@@ -118,7 +118,14 @@ def _look_at(case: Case, settings: Config) -> _Look:
 
 
 def first_labels(settings: Config) -> str | None:
-    """The first target of labels; None where there is none."""
+    """The target whose classes planning looks at.
+
+    Args:
+        settings: a config.
+
+    Returns:
+        Name of the first target of labels; None where there is none.
+    """
     return next((name for name, kind in settings.targets.items() if kind == "labels"), None)
 
 

@@ -20,7 +20,7 @@ LEVELS = 4096
 Scans of 12 bits stay exact; of others a percentile is off by at most 1.2e-4 of the range of a case.
 """
 
-LARGEST = 2**20
+LARGEST = 2**16 - 1
 """Label values beyond this are numbered anew before they are measured."""
 
 
@@ -98,7 +98,8 @@ def measure(labels: np.ndarray, ignored: int | None) -> dict[str, object]:
     kinds = 8 if labels.ndim == 2 else 26
     parts, number = cc3d.connected_components(numbered, connectivity=kinds, return_N=True)
     owner = np.zeros(int(number) + 1, np.int64)
-    owner[parts] = numbered
+    for row, same in zip(parts, numbered, strict=True):  # an index of a whole array is large
+        owner[row] = same
     components = np.bincount(owner[1:], minlength=len(counts))
     present = [n for n in np.flatnonzero(counts).tolist() if n < len(values)]
     shown = [n for n in present if n == 0 or values[n] == ignored or values[n] > 0][: MOST + 1]
@@ -123,7 +124,7 @@ def _numbered(labels: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Labels as small unsigned numbers, 0 staying 0, and the value of each number."""
     least, most = int(labels.min()), int(labels.max())
     if least >= 0 and most <= LARGEST:
-        kind = np.uint8 if most < 2**8 else np.uint16 if most < 2**16 else np.uint32
+        kind = np.uint8 if most < 2**8 else np.uint16
         return np.ascontiguousarray(labels, dtype=kind), list(range(most + 1))
     found, places = np.unique(labels, return_inverse=True)
     values = [0, *(int(v) for v in found if v != 0)]

@@ -69,7 +69,7 @@ def oddities(seen: Seen) -> tuple[Oddity, ...]:
     if objects is not None:
         found.append(Oddity(case="", text=f"{objects.text}. {OBJECTS}"))
     elif "labels" in seen.settings.targets.values():
-        found += [*_absent_classes(seen), *_single_values(seen)]
+        found += [*_gaps(seen), *_absent_classes(seen), *_single_values(seen)]
         found += swapped(sides(seen.fingerprint), seen.fingerprint)
     found += [*_unlike_files(seen), *_far_sizes(seen), *_far_intensities(seen)]
     return tuple(sorted(found, key=lambda oddity: oddity.severity != "error"))
@@ -134,6 +134,31 @@ def _absent_classes(seen: Seen) -> Iterator[Oddity]:
     if any(have[v] == 0 for v in rare):
         advice += ": what no case holds cannot be learned"
     yield Oddity(case="", text=f"{shown} of {len(labelled)} cases{more}. {advice}")
+
+
+IGNORED = 255
+"""Value that many data sets give to voxels that do not count."""
+
+
+def _gaps(seen: Seen) -> Iterator[Oddity]:
+    """Label values that are no consecutive numbers, where nothing names them."""
+    values = sorted(
+        {v for f in seen.facts for v in f.voxels if v >= 0} - {seen.fingerprint.ignore_label}
+    )
+    if not values or seen.fingerprint.class_names or seen.fingerprint.regions:
+        return
+    missing = values[-1] + 1 - len(values)
+    if missing <= len(values):
+        return
+    shown = ", ".join(map(str, values[:NAMED])) + (", ..." if len(values) > NAMED else "")
+    text = (
+        f"labels hold {shown}{f' and {values[-1]}' if len(values) > NAMED else ''}: classes are"
+        f" counted from 0 to {values[-1]}, and {missing} of them occur nowhere. Number the classes"
+        " 0, 1, 2, ..."
+    )
+    if values[-1] == IGNORED:
+        text += f"; if {IGNORED} marks voxels that do not count, set data.ignore_label: {IGNORED}"
+    yield Oddity(case="", text=text)
 
 
 def _single_values(seen: Seen) -> Iterator[Oddity]:
