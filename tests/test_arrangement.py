@@ -217,6 +217,13 @@ def test_objects_are_labels_and_smooth_pictures_are_not() -> None:
     assert judged(np.full((1, 5, 5), np.nan, np.float32)).kind == "image"
 
 
+def test_classes_beside_an_ignored_255_are_not_made_binary() -> None:
+    for count in (2, 6, 19):
+        labels = np.append(np.arange(count), 255).repeat(9).astype(np.uint8)
+        found = judged(np.tile(labels, (1, 9, 1)))
+        assert (found.kind, found.binarise) == ("labels", None)
+
+
 @given(st.integers(0, 2**20))
 def test_flatness_counts_pairs(seed: int) -> None:
     plane = np.random.default_rng(seed).integers(0, 3, (4, 5))
