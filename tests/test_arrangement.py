@@ -205,6 +205,27 @@ def test_targets_that_cannot_be_read(tmp_path: Path) -> None:
     assert "none of the files" in refusal(tmp_path)
 
 
+def test_folders_of_cases_and_of_data_sets(tmp_path: Path) -> None:
+    for n in range(3):
+        for name in ("t1", "t2", "seg"):
+            path = tmp_path / "cases" / f"p{n}" / f"p{n}_{name}.nii.gz"
+            save(path, np.zeros((4, 4, 4), np.uint8), affine_of((1, 1, 1)))
+    text = refusal(tmp_path / "cases")
+    assert "p0_t1.nii.gz to imagesTr/p0_0000.nii.gz" in text
+    assert "p0_seg.nii.gz to labelsTr/p0.nii.gz" in text
+    pictures(tmp_path / "raw" / "Dataset001_X", "imagesTr", photograph)
+    assert "Dataset001_X" in refusal(tmp_path / "raw")
+
+
+def test_folders_without_known_names(tmp_path: Path) -> None:
+    pictures(tmp_path / "one", "A", classes)
+    pictures(tmp_path / "one", "B", photograph)
+    assert dict(arrange(tmp_path / "one").config.data.folders) == {"image": "B", "label": "A"}
+    pictures(tmp_path / "two", "A", photograph)
+    pictures(tmp_path / "two", "B", photograph)
+    assert "may be the input: A/, B/" in refusal(tmp_path / "two")
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 
