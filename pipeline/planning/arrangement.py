@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.data.layouts import TREES
 from pipeline.data.listing import list_folder
 from pipeline.planning import contents
 from pipeline.planning.candidates import (
+    TARGETS,
     Folder,
     folders_of,
     paired_suffixes,
@@ -24,6 +26,9 @@ from pipeline.planning.candidates import (
 )
 from pipeline.planning.contents import Content
 from pipeline.records import LossTerm, NamedOptions, UserError
+
+FIXED = ("imagesTr", "train_images")
+"""Folders of images in layouts of fixed names."""
 
 SHOWN = 12
 """Folders that an error lists."""
@@ -65,6 +70,8 @@ def arrange(root: Path, folders: Mapping[str, str] | None = None) -> Arrangement
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is no folder ({files.absence(root) or 'a file'}).")
+    if folders is None:
+        _refuse_nested(root)
     if folders is None and _has(root, "imagesTr", "labelsTr"):
         return _fixed(root, "nnunet", "imagesTr", "labelsTr")
     if folders is None and _has(root, "train_images", "train_labels"):
@@ -188,9 +195,9 @@ def _image_folder(root: Path, found: Sequence[Folder]) -> Folder:
     if not found:
         _refuse_flat(root)
     here = [f for f in found if f.side != "test" and f.role == "image"]
+    here = here or _by_pairs(found) or _by_content(root, found)
     if not here:
-        here = _by_pairs(found)
-    if not here:
+        _refuse_cases(root, found)
         targets = [f for f in found if f.role == "target"]
         what = "labels without images" if targets else "no folder that is known for images"
         _refuse(root, what, found)
@@ -207,6 +214,20 @@ def _by_pairs(found: Sequence[Folder]) -> list[Folder]:
     unnamed = [f for f in found if not f.role and f.side != "test"]
     targets = [f for f in found if f.role == "target" and f.side != "test"]
     return [f for f in unnamed if any(pairs(f, t) for t in targets)]
+
+
+def _by_content(root: Path, found: Sequence[Folder]) -> list[Folder]:
+    """Of two folders without known names that pair, the one that holds no labels."""
+    unnamed = [f for f in found if not f.role and f.side != "test"]
+    both = [f for f in unnamed if any(pairs(f, g) and pairs(g, f) for g in unnamed)]
+    if len(both) != 2:
+        return []
+    dims = contents.axes_of(both[0].paths)
+    kinds = [contents.content_of(f.paths, dims) for f in both]
+    images = [f for f, c in zip(both, kinds, strict=True) if c is not None and c.kind == "image"]
+    if len(images) == 1:
+        return images
+    _refuse_choice(root, "image", both, found)
 
 
 def _target_folder(root: Path, image: Folder, found: Sequence[Folder]) -> Folder:
@@ -307,6 +328,35 @@ def _refuse_colours(folder: Path, content: Content) -> NoReturn:
         f"{folder} holds pictures of {content.text}: classes saved as colours. Save one channel"
         " that holds the class numbers (0 background, 1, 2, ...), or a palette image of them."
     )
+
+
+def _refuse_nested(root: Path) -> None:
+    """Refuse a folder of data sets, such as ``nnUNet_raw``."""
+    if any(os.path.isdir(root / name) for name in FIXED):
+        return
+    below = [p for p in subfolders(root) if any(os.path.isdir(p / name) for name in FIXED)]
+    if below:
+        names = ", ".join(str(p) for p in below[:SHOWN]) + (", ..." if len(below) > SHOWN else "")
+        raise UserError(f"{root} holds no images itself; folders in it do. Give one of: {names}.")
+
+
+def _refuse_cases(root: Path, found: Sequence[Folder]) -> None:
+    """Refuse folders of single cases, with their files side by side."""
+    for folder in found:
+        words = [set(re.split(r"[\W_\d]+", files.case_id(p).lower())) for p in folder.paths]
+        labels = [p for p, w in zip(folder.paths, words, strict=True) if w & TARGETS]
+        if folder.role or len(labels) != 1 or len(found) < 2:
+            continue
+        images = [p for p in folder.paths if p not in labels]
+        moved = ", ".join(
+            f"{p.name} to imagesTr/{folder.name}_{n:04d}{files.suffix(p)}"
+            for n, p in enumerate(images[:2])
+        )
+        raise UserError(
+            f"{root} seems to hold a folder for each case, e.g. {folder.shown}. Bring the files to"
+            f" one of the layouts, e.g. {moved}, {labels[0].name} to"
+            f" labelsTr/{folder.name}{files.suffix(labels[0])}. Layouts:\n{TREE}"
+        )
 
 
 def _refuse_flat(root: Path) -> NoReturn:

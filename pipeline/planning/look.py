@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.config import Config
 from pipeline.data import cases as case_finder
 from pipeline.data import described, intensities
@@ -236,7 +234,7 @@ def _channels(observed: Sequence[Observed], names: Sequence[str]) -> tuple[Chann
                 median=median,
                 low=low,
                 high=high,
-                spread=float(np.float32(spread)),
+                spread=spread,
             )
         )
     return tuple(found)
