@@ -95,9 +95,7 @@ def _space(ground: Ground) -> Iterator[Setting]:
     if axes.codes is not None:
         why = "axes as in most files, slowest first"
         moved = rules.transpose_forward != (0, 1, 2)
-        reason = (
-            f"{why}; the coarsest one in front ({rules.reasons['transpose']})" if moved else why
-        )
+        reason = f"{why}; {rules.reasons['transpose']}" if moved else why
         yield Setting("data.orientation", axes.codes, reason)
     elif axes.moved:
         yield Setting("data.axes", list(axes.order), rules.reasons["transpose"])

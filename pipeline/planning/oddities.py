@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import Config, Data
 from pipeline.data import checks, world
 from pipeline.data.properties import CaseProperties
 from pipeline.planning.fingerprint import CaseFacts, Fingerprint, Oddity
@@ -85,25 +86,36 @@ OBJECTS = (
 def _faults(seen: Seen) -> Iterator[Oddity]:
     """What the checks of training find.
 
-    Mixed orientations do not stop it where files say how they lie, for a plan brings all volumes to
-    one.
+    Mixed orientations and spacings are not among it where all files say theirs: a plan brings all
+    volumes to one.
     """
-    coded = all(f.codes is not None and "?" not in f.codes for f in seen.facts)
     owners = {
         path: case.id for case in seen.cases for path in (*case.image, *case.targets.values())
     }
     faults = [
         *seen.faults,
         *checks.faults(seen.properties, seen.cases, seen.settings),
-        *world.faults(seen.properties, seen.cases, seen.root),
+        *world.faults(seen.properties, seen.cases, seen.root, data=_planned(seen)),
     ]
     for fault in faults:
         yield Oddity(
             case=owners.get(fault.path, ""),
             text=f"{fault.problem}. {fault.suggestion}",
             path=str(fault.path),
-            severity="warning" if coded and fault.path == seen.root else fault.severity,
+            severity=fault.severity,
         )
+
+
+def _planned(seen: Seen) -> Data:
+    """Section ``data`` with the space that a plan brings the cases to."""
+    data = seen.settings.data
+    coded = all(f.codes is not None and "?" not in f.codes for f in seen.facts)
+    spaced = all(f.spacing is not None for f in seen.facts)
+    return dataclasses.replace(
+        data,
+        orientation="RAS" if coded and data.dims == 3 else None,
+        spacing=(1.0,) * data.dims if spaced else None,
+    )
 
 
 def _called(seen: Seen, value: int) -> str:
