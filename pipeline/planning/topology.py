@@ -1,9 +1,9 @@
-"""nnU-Net's rules for patch, network and batch size, from spacings and shapes alone.
+"""Rules of nnU-Net for one configuration: patch, strides, kernels and batch size.
 
-Axes are in the order of the plan: the coarsest first. Nothing here reads files or builds networks.
+All follow from a spacing, a median shape and a budget. Axes are in the order of the plan: the
+coarsest first. Nothing here reads files or builds networks.
 
-Source: Isensee et al., Nature Methods 18:203, 2021; Isensee et al., MICCAI 2024 (ResEnc presets);
-rules as of nnU-Net 2.8.1.
+Source: Isensee et al., Nature Methods 18:203, 2021; rules as of nnU-Net 2.8.1.
 """
 
 from __future__ import annotations
@@ -13,78 +13,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-Size = tuple[int, ...]
+from pipeline.planning.presets import (
+    BASE_WIDTH,
+    LARGEST_EDGE,
+    LEAST_BATCH,
+    REFERENCE_BATCH,
+    SMALLEST_EDGE,
+    WIDEST,
+    Preset,
+    Size,
+)
+from pipeline.records import UserError
+
 Spacing = tuple[float, ...]
 
-SMALLEST_EDGE = 4
-"""Voxels of the smallest edge at the bottom of a network."""
 
-BASE, CAP = 32, {2: 512, 3: 320}
-"""Width of the finest level, and largest width by number of axes."""
-
-VOLUME = {2: 2048**2, 3: 256**3}
-"""Voxels of the patch that planning starts with."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """Rules that differ between nnU-Net's planners."""
-
-    network: str
-    """Entry of NETWORKS."""
-    blocks: Size
-    """Convolutions or residual blocks of each level of the encoder; the last goes on."""
-    decoder: int
-    """Convolutions of each level of the decoder."""
-    reference: dict[int, float]
-    """Elements of all feature maps that fit ``gigabytes``, by number of axes."""
-    gigabytes: float
-    """Memory of the device that the reference is for."""
-    share: float
-    """Largest share of all voxels of the data set in one batch."""
-
-    def count(self, level: int) -> int:
-        """Convolutions or blocks of a level of the encoder, the finest is 0."""
-        return self.blocks[min(level, len(self.blocks) - 1)]
-
-
-RES = (1, 3, 4, 6)
-PRESETS = {
-    "plain": Preset(
-        network="plain_unet",
-        blocks=(2,),
-        decoder=2,
-        reference={3: 5.6e8, 2: 8.5e7},
-        gigabytes=8,
-        share=0.05,
-    ),
-    "resenc-m": Preset(
-        network="resenc_unet",
-        blocks=RES,
-        decoder=1,
-        reference={3: 6.8e8, 2: 1.35e8},
-        gigabytes=8,
-        share=1.0,
-    ),
-    "resenc-l": Preset(
-        network="resenc_unet",
-        blocks=RES,
-        decoder=1,
-        reference={3: 2.1e9, 2: 3.8e8},
-        gigabytes=24,
-        share=1.0,
-    ),
-    "resenc-xl": Preset(
-        network="resenc_unet",
-        blocks=RES,
-        decoder=1,
-        reference={3: 3.6e9, 2: 5.6e8},
-        gigabytes=40,
-        share=1.0,
-    ),
-}
-REFERENCE_BATCH = {3: 2, 2: 12}
-LEAST_BATCH = 2
+class PlanError(UserError):
+    """Data or a budget for which there is no plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,115 +37,251 @@ class Topology:
     """Strides and kernels of a network, and the patch padded to its multiples."""
 
     patch: Size
+    """Voxels, multiples of ``divisor``."""
     strides: tuple[Size, ...]
+    """Of each level, finest first; the first is 1."""
     kernels: tuple[Size, ...]
+    """Of each level, finest first."""
 
     @property
     def divisor(self) -> Size:
+        """Product of the strides along each axis."""
         return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
 
+    @property
     def widths(self) -> Size:
-        cap = CAP[len(self.patch)]
-        return tuple(min(cap, BASE * 2**e) for e in range(len(self.strides)))
+        """Channels of each level."""
+        widest = WIDEST[len(self.patch)]
+        return tuple(min(widest, BASE_WIDTH * 2**level) for level in range(len(self.strides)))
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Size of the patch at each level."""
+        totals = accumulate(self.strides, lambda a, b: tuple(map(int.__mul__, a, b)))
+        return tuple(tuple(map(int.__floordiv__, self.patch, total)) for total in totals)
 
 
-def topology(spacing: Spacing, patch: Sequence[int]) -> Topology:
+def topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology:
+    """Choose strides and kernels for a patch.
+
+    Each level halves the axes that have at least 8 voxels and a spacing of less than twice the
+    finest of these; a single such axis only while it has 12. Kernels are 1 along an axis until its
+    spacing is less than twice the finest of all, 3 from then on, and 3 at the bottom.
+
+    Args:
+        spacing: length of a voxel along each axis.
+        patch: size that is wanted, in voxels; it may be a half, as medians are.
+
+    Returns:
+        Strides, kernels and the patch rounded up to multiples of the strides.
+
+    Example:
+        >>> found = topology((4.0, 0.8, 0.8), (20, 160, 160))
+        >>> found.patch, found.strides[:3]
+        ((20, 160, 160), ((1, 1, 1), (1, 2, 2), (1, 2, 2)))
+        >>> found.kernels[:3], found.sizes[-1]
+        (((1, 3, 3), (1, 3, 3), (3, 3, 3)), (5, 5, 5))
+    """
     dims = len(patch)
     size, space = list(patch), list(spacing)
     kernel = [1] * dims
-    strides, kernels = [(1,) * dims], []
-    while True:
-        axes = [a for a in range(dims) if size[a] >= 2 * SMALLEST_EDGE]
-        if not axes:
-            break
-        finest = min(space[a] for a in axes)
-        axes = [a for a in axes if space[a] / finest < 2]
-        if len(axes) == 1 and size[axes[0]] < 3 * SMALLEST_EDGE:
-            break
+    strides: list[Size] = [(1,) * dims]
+    kernels: list[Size] = []
+    while axes := _halved(space, size):
         least = min(space)
         kernel = [3 if k == 3 or s / least < 2 else 1 for k, s in zip(kernel, space, strict=True)]
-        step = tuple(2 if a in axes else 1 for a in range(dims))
+        step = tuple(2 if axis in axes else 1 for axis in range(dims))
         space = [s * t for s, t in zip(space, step, strict=True)]
-        size = [-(-n // t) for n, t in zip(size, step, strict=True)]
+        size = [math.ceil(n / t) if t == 2 else n for n, t in zip(size, step, strict=True)]
         strides.append(step)
         kernels.append(tuple(kernel))
     kernels.append((3,) * dims)
     divisor = [math.prod(axis) for axis in zip(*strides, strict=True)]
-    padded = tuple(-(-n // d) * d for n, d in zip(patch, divisor, strict=True))
+    padded = tuple(math.ceil(n / d) * d for n, d in zip(patch, divisor, strict=True))
     return Topology(patch=padded, strides=tuple(strides), kernels=tuple(kernels))
 
 
-def elements(plan: Topology, preset: Preset, classes: int) -> int:
-    """Elements of all feature maps of one sample."""
-    total = list(
-        accumulate(plan.strides, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True)))
-    )
-    voxels = [math.prod(n // s for n, s in zip(plan.patch, t, strict=True)) for t in total]
-    widths = plan.widths()
-    found = 0
-    if preset.network == "resenc_unet":
-        found += widths[0] * voxels[0]
-        for e, (w, v) in enumerate(zip(widths, voxels, strict=True)):
-            skip = e > 0 and (w != widths[e - 1] or max(plan.strides[e]) > 1)
-            found += (2 * preset.count(e) + skip) * w * v
-    else:
-        found += sum(
-            preset.count(e) * w * v for e, (w, v) in enumerate(zip(widths, voxels, strict=True))
+def _halved(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
+    """Axes that the next level halves; none at the bottom."""
+    axes = [axis for axis, n in enumerate(size) if n >= 2 * SMALLEST_EDGE]
+    finest = min((spacing[axis] for axis in axes), default=1.0)
+    axes = [axis for axis in axes if spacing[axis] / finest < 2]
+    alone = len(axes) == 1 and size[axes[0]] < 3 * SMALLEST_EDGE
+    return [] if alone else axes
+
+
+def elements(plan: Topology, preset: Preset, outputs: int) -> int:
+    """Count the elements of all feature maps of one sample: nnU-Net's measure of memory.
+
+    Counted are the results of all convolutions, but of deep supervision.
+
+    Args:
+        plan: patch and network.
+        preset: rules.
+        outputs: channels of the answer.
+
+    Returns:
+        Number of elements.
+
+    Example:
+        >>> from pipeline.planning.presets import PRESETS
+        >>> cube = Topology(patch=(128,) * 3, strides=((1,) * 3, *[(2,) * 3] * 5), kernels=())
+        >>> [elements(cube, PRESETS[name], 3) for name in ("plain", "resenc-m")]
+        [452796416, 557420544]
+    """
+    voxels = [math.prod(size) for size in plan.sizes]
+    maps = [width * n for width, n in zip(plan.widths, voxels, strict=True)]
+    counts = preset.counts(len(maps))
+    if preset.residual:
+        shortcuts = [_shortcut(plan, level) for level in range(len(maps))]
+        encoder = maps[0] + sum(
+            (2 * count + shortcut) * m
+            for count, shortcut, m in zip(counts, shortcuts, maps, strict=True)
         )
-    found += sum(
-        (preset.decoder + 1) * w * v for w, v in list(zip(widths, voxels, strict=True))[:-1]
-    )
-    return found + classes * voxels[0]
+    else:
+        encoder = sum(count * m for count, m in zip(counts, maps, strict=True))
+    decoder = sum((preset.decoder + 1) * m for m in maps[:-1])
+    return encoder + decoder + outputs * voxels[0]
+
+
+def _shortcut(plan: Topology, level: int) -> bool:
+    """Whether the skip connection of a level's first block changes the size or the channels."""
+    widths = (plan.widths[0], *plan.widths)
+    return max(plan.strides[level]) > 1 or widths[level] != widths[level + 1]
+
+
+def initial_patch(spacing: Sequence[float], median: Sequence[float]) -> tuple[float, ...]:
+    """Box of the world's shape with as many voxels as 256³ or 2048², within the median image.
+
+    Args:
+        spacing: length of a voxel along each axis.
+        median: median shape of the images at this spacing.
+
+    Returns:
+        Voxels along each axis; a half where the median is one.
+
+    Example:
+        >>> initial_patch((2.0, 1.0, 1.0), (400, 300, 512))
+        (161, 300, 323)
+    """
+    inverse = [1 / s for s in spacing]
+    dims = len(inverse)
+    scale = (LARGEST_EDGE[dims] ** dims / math.prod(inverse)) ** (1 / dims)
+    return tuple(min(round(i * scale), n) for i, n in zip(inverse, median, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
+class Fit:
+    """A patch and a batch that fit a budget, and what they come from."""
+
     topology: Topology
-    batch: int
     elements: int
+    """Of all feature maps of one sample."""
+    initial: tuple[float, ...]
+    """Patch that the search began with."""
+    shrunk: int
+    """How often the patch was made smaller."""
+    budget: float
+    """Elements of one sample that fit in a batch of ``REFERENCE_BATCH``."""
+    by_memory: int
+    """Samples that fit the budget."""
+    by_voxels: int
+    """Samples that the share of all voxels allows."""
+
+    @property
+    def batch(self) -> int:
+        """Samples in a batch."""
+        return max(min(self.by_memory, self.by_voxels), LEAST_BATCH)
 
 
-def initial_patch(spacing: Spacing, median: Sequence[int]) -> Size:
-    inverse = [1 / s for s in spacing]
-    dims = len(spacing)
-    edge = (VOLUME[dims] / math.prod(inverse)) ** (1 / dims)
-    return tuple(min(round(i * edge), n) for i, n in zip(inverse, median, strict=True))
-
-
-def configuration(
-    spacing: Spacing,
-    median: Sequence[int],
-    cases: int,
-    classes: int,
+def fit(
+    spacing: Sequence[float],
+    median: Sequence[float],
+    voxels: float,
+    outputs: int,
     preset: Preset,
     gigabytes: float | None = None,
-    dataset_voxels: float | None = None,
-) -> Configuration:
+) -> Fit:
+    """Shrink the patch until it fits, then enlarge the batch.
+
+    The axis that is longest, relative to the median image, shrinks by one multiple of the network
+    at a time; of equal ones the last.
+
+    Args:
+        spacing: length of a voxel along each axis, 2 or 3 of them.
+        median: median shape of the images at this spacing.
+        voxels: of all images together, at this spacing.
+        outputs: channels of the answer.
+        preset: rules.
+        gigabytes: memory of the device. None: that of the preset.
+
+    Returns:
+        Patch, network and batch.
+
+    Raises:
+        PlanError: if no patch fits.
+
+    Example:
+        >>> from pipeline.planning.presets import PRESETS
+        >>> found = fit((1, 1, 1), (320, 320, 320), 786 * 320**3, 3, PRESETS["resenc-l"])
+        >>> found.topology.patch, found.batch
+        ((192, 192, 192), 2)
+    """
     dims = len(spacing)
-    budget = (
-        preset.reference[dims]
-        * (preset.gigabytes if gigabytes is None else gigabytes)
-        / preset.gigabytes
+    budget, reference = preset.budget(dims, gigabytes), REFERENCE_BATCH[dims]
+    first = initial_patch(spacing, median)
+    plan = topology(spacing, first)
+    size, shrunk = elements(plan, preset, outputs), 0
+    while size / reference * preset.fits[dims] > budget:
+        plan = _shrunk(plan, spacing, median, budget)
+        size, shrunk = elements(plan, preset, outputs), shrunk + 1
+    if len(plan.strides) < 2:
+        raise PlanError(
+            f"No network of two levels: the patch would be {shape_text(plan.patch)} voxels, and a"
+            f" level needs {2 * SMALLEST_EDGE} along two axes. Use larger images."
+        )
+    return Fit(
+        topology=plan,
+        elements=size,
+        initial=first,
+        shrunk=shrunk,
+        budget=budget,
+        by_memory=round(budget / size * reference),
+        by_voxels=round(voxels * preset.share / math.prod(plan.patch)),
     )
-    patch = list(initial_patch(spacing, median))
-    plan = topology(spacing, patch)
+
+
+def _shrunk(
+    plan: Topology, spacing: Sequence[float], median: Sequence[float], budget: float
+) -> Topology:
+    """Next smaller patch, with its network.
+
+    The step is a multiple of the smaller patch's network, else valid sizes would be left out.
+    """
     patch = list(plan.patch)
-    size = elements(plan, preset, classes)
-    reference = REFERENCE_BATCH[dims]
+    axis = max(range(len(patch)), key=lambda a: (patch[a] / median[a], a))
+    trial = [n - plan.divisor[a] if a == axis else n for a, n in enumerate(patch)]
+    if min(trial) > 0:
+        patch[axis] -= topology(spacing, trial).divisor[axis]
+    if min(trial) <= 0 or min(patch) <= 0:
+        raise PlanError(
+            f"No patch fits into {budget:,.0f} elements of feature maps: {shape_text(plan.patch)}"
+            " voxels are still too many. Plan for more memory."
+        )
+    return topology(spacing, patch)
 
-    def too_large(e):
-        return (e / reference * 2 > budget) if preset.network == "plain_unet" else e > budget
 
-    while too_large(size):
-        axis = max(range(dims), key=lambda a: (patch[a] / median[a], a))
-        trial = list(patch)
-        trial[axis] -= plan.divisor[axis]
-        step = topology(spacing, trial).divisor[axis]
-        patch[axis] -= step
-        plan = topology(spacing, patch)
-        patch = list(plan.patch)
-        size = elements(plan, preset, classes)
-    voxels = math.prod(median) * cases if dataset_voxels is None else dataset_voxels
-    cap = round(voxels * preset.share / math.prod(patch))
-    batch = max(min(round(budget / size * reference), cap), LEAST_BATCH)
-    return Configuration(topology=plan, batch=batch, elements=size)
+def shape_text(shape: Sequence[float]) -> str:
+    """Format a shape.
+
+    Args:
+        shape: one number for each axis.
+
+    Returns:
+        Such as ``64 x 128 x 128``.
+
+    Example:
+        >>> shape_text((20, 23.5))
+        '20 x 23.5'
+    """
+    return " x ".join(f"{n:g}" if n < 1e6 else f"{n:.0f}" for n in shape)
