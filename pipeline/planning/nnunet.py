@@ -95,7 +95,7 @@ class NnunetPlan:
     shapes: tuple[Size, ...]
     """Of each case at ``spacing``."""
     configurations: Mapping[str, Configuration]
-    """``2d``, and ``3d_fullres`` and ``3d_lowres`` where they exist."""
+    """``2d``, ``3d_fullres`` and ``3d_lowres``, those that exist; at least one."""
     dropped: Mapping[str, str]
     """Why a configuration does not exist."""
     cascade: bool
@@ -141,7 +141,7 @@ def plan(facts: Facts, preset: str = "plain", gigabytes: float | None = None) ->
         Configurations with reasons.
 
     Raises:
-        PlanError: for an unknown preset, or if nothing fits.
+        PlanError: for an unknown preset, or if there is no configuration.
 
     Example:
         >>> facts = Facts(
@@ -155,7 +155,7 @@ def plan(facts: Facts, preset: str = "plain", gigabytes: float | None = None) ->
         >>> full.reasons["batch"]
         '58 would fit the memory, 5 % of the voxels of all cases allow 9'
         >>> found.dropped["3d_lowres"]
-        'the patch holds 142 % of the median image, at least 25 %'
+        'The patch holds 142 % of the median image, at least 25 %.'
     """
     if preset not in PRESETS:
         raise PlanError(
@@ -164,7 +164,7 @@ def plan(facts: Facts, preset: str = "plain", gigabytes: float | None = None) ->
     if gigabytes is not None and not 0 < gigabytes < math.inf:
         raise PlanError(f"gigabytes is {gigabytes}, must be above 0, e.g. 8.")
     world = _world(facts, PRESETS[preset], gigabytes)
-    schemes = tuple(normalisation(name) for name in facts.channels)
+    schemes: tuple[Normalisation, ...] = tuple(normalisation(name) for name in facts.channels)
     unknown = tuple(n for n in facts.channels if n.casefold() not in NORMALISATIONS)
     mask = facts.left < MASKED_BELOW
     masked = tuple(mask and scheme == "zscore" for scheme in schemes)
@@ -220,27 +220,49 @@ def _world(facts: Facts, preset: Preset, gigabytes: float | None) -> _World:
 
 def _configurations(world: _World, why: str) -> tuple[dict[str, Configuration], dict[str, str]]:
     """Configurations, and reasons of those that do not exist."""
-    voxels = math.prod(world.median) * world.cases
-    dropped: dict[str, str] = {}
     found: dict[str, Configuration] = {}
-    flat = _fit(world, world.spacing[1:], world.median[1:], voxels)
-    texts = {"normalisation": why, "batch_dice": "yes, always in 2d"}
-    texts["spacing"] = reasons.flat(world.why, world.picture)
-    found["2d"] = _made(world, (world.spacing[1:], world.median[1:]), flat, True, texts)
+    dropped: dict[str, str] = {}
+    voxels = math.prod(world.median) * world.cases
+    size = (world.spacing[1:], world.median[1:])
+    texts = {"normalisation": why, "spacing": reasons.flat(world.why, world.picture)}
+    try:
+        flat = _fit(world, *size, voxels)
+        found["2d"] = _made(world, size, flat, True, texts | {"batch_dice": "yes, always in 2d"})
+    except PlanError as error:
+        dropped["2d"] = str(error)
     if world.median[0] == 1:
-        text = "pictures" if world.picture else "the median image is a single slice"
-        return found, {"3d_fullres": text, "3d_lowres": text}
-    full = _fit(world, world.spacing, world.median, voxels)
+        text = "Pictures have two axes." if world.picture else "The median image is one slice."
+        dropped |= {"3d_fullres": text, "3d_lowres": text}
+    else:
+        try:
+            full = _fit(world, world.spacing, world.median, voxels)
+            _add_volumes(world, full, why, found, dropped)
+        except PlanError as error:
+            dropped |= {"3d_fullres": str(error), "3d_lowres": "There is no 3d_fullres."}
+    if not found:
+        texts = [f"{name}: {text}" for name, text in dropped.items() if name != "3d_lowres"]
+        raise PlanError("nnU-Net's rules give no configuration. " + " ".join(texts))
+    return found, dropped
+
+
+def _add_volumes(
+    world: _World,
+    full: Fit,
+    why: str,
+    found: dict[str, Configuration],
+    dropped: dict[str, str],
+) -> None:
+    """Add ``3d_fullres`` and, if worthwhile, ``3d_lowres``."""
     low, text = _low_resolution(world, full)
-    texts = {"normalisation": why, "batch_dice": reasons.batch_dice(low is not None)}
+    pooled = low is not None
     size = (world.spacing, world.median)
-    found["3d_fullres"] = _made(world, size, full, low is not None, texts | {"spacing": world.why})
+    texts = {"normalisation": why, "spacing": world.why, "batch_dice": reasons.batch_dice(pooled)}
+    found["3d_fullres"] = _made(world, size, full, pooled, texts)
     if low is None:
         dropped["3d_lowres"] = text
     else:
-        texts = {"normalisation": why, "spacing": text, "batch_dice": "no, never at low resolution"}
+        texts |= {"spacing": text, "batch_dice": "no, never at low resolution"}
         found["3d_lowres"] = _made(world, low[0], low[1], False, texts)
-    return found, dropped
 
 
 _Size = tuple[Spacing, tuple[float, ...]]
@@ -263,7 +285,10 @@ def _low_resolution(world: _World, full: Fit) -> tuple[tuple[_Size, Fit] | None,
         spacing, steps = _coarser(spacing), steps + 1
         exact = [f / s * n for f, s, n in zip(world.spacing, spacing, world.median, strict=True)]
         median, voxels = tuple(float(round(n)) for n in exact), math.prod(exact)
-        low = _fit(world, spacing, median, voxels * world.cases)
+        try:
+            low = _fit(world, spacing, median, voxels * world.cases)
+        except PlanError as error:
+            return None, str(error)
     held = math.prod(full.topology.patch) / all_voxels
     if not steps:
         return None, reasons.patch_is_enough(held, LOW_RESOLUTION_BELOW)

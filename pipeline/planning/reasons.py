@@ -64,8 +64,8 @@ def anisotropic(
     end = f", raised to just above {fine:.4g}" if raised else ""
     return (
         f"median, but along the coarsest axis the {percentile}th percentile, {value:.4g} {unit}"
-        f"{end}: anisotropic, {coarse:.4g} {unit} is above {limit} x {fine:.4g}, and {limit} x {few:g}"
-        f" voxels are fewer than {many:g}"
+        f"{end}: anisotropic, {coarse:.4g} {unit} is above {limit} x {fine:.4g},"
+        f" and {limit} x {few:g} voxels are fewer than {many:g}"
     )
 
 
@@ -162,7 +162,7 @@ def patch_is_enough(held: float, limit: float) -> str:
     Returns:
         The reason.
     """
-    return f"the patch holds {_percent(held)} of the median image, at least {_percent(limit)}"
+    return f"The patch holds {_percent(held)} of the median image, at least {_percent(limit)}."
 
 
 def little_gain(gain: float, limit: float) -> str:
@@ -175,7 +175,7 @@ def little_gain(gain: float, limit: float) -> str:
     Returns:
         The reason.
     """
-    return f"the image would have only {gain:.2f} times fewer voxels, less than {limit}"
+    return f"The image would have only {gain:.2f} times fewer voxels, less than {limit}."
 
 
 def low_resolution(held: tuple[float, float], steps: tuple[float, int], gain: float) -> str:

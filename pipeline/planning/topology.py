@@ -236,10 +236,7 @@ def fit(
         plan = _shrunk(plan, spacing, median, budget)
         size, shrunk = elements(plan, preset, outputs), shrunk + 1
     if len(plan.strides) < 2:
-        raise PlanError(
-            f"No network of two levels: the patch would be {shape_text(plan.patch)} voxels, and a"
-            f" level needs {2 * SMALLEST_EDGE} along two axes. Use larger images."
-        )
+        raise _too_large(plan, budget) if shrunk else _too_small(plan)
     return Fit(
         topology=plan,
         elements=size,
@@ -264,11 +261,22 @@ def _shrunk(
     if min(trial) > 0:
         patch[axis] -= topology(spacing, trial).divisor[axis]
     if min(trial) <= 0 or min(patch) <= 0:
-        raise PlanError(
-            f"No patch fits into {budget:,.0f} elements of feature maps: {shape_text(plan.patch)}"
-            " voxels are still too many. Plan for more memory."
-        )
+        raise _too_large(plan, budget)
     return topology(spacing, patch)
+
+
+def _too_large(plan: Topology, budget: float) -> PlanError:
+    return PlanError(
+        f"No patch fits into {budget:,.0f} elements of feature maps: {shape_text(plan.patch)}"
+        " voxels are left, for which there is no network. Plan for more memory."
+    )
+
+
+def _too_small(plan: Topology) -> PlanError:
+    return PlanError(
+        f"There is no network of two levels: no axis of a patch of {shape_text(plan.patch)} voxels"
+        " is halved. Use larger images."
+    )
 
 
 def shape_text(shape: Sequence[float]) -> str:
