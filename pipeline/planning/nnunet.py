@@ -24,7 +24,7 @@ from pipeline.planning.facts import (
 from pipeline.planning.presets import PRESETS, Preset, Size
 from pipeline.planning.topology import Fit, PlanError, Spacing, fit
 
-__all__ = ["Configuration", "Facts", "NnunetPlan", "plan"]
+__all__ = ["Configuration", "Facts", "NnunetPlan", "PlanError", "plan"]
 
 MASKED_BELOW = 3 / 4
 """Median share of the images that is left after cropping below which z-scores ignore the rest."""
