@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
