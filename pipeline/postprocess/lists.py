@@ -206,8 +206,9 @@ def adjust(
     Args:
         steps: the system's.
         threshold: comes first, in place of any deciding step.
-        min_component_size: sets ``below`` of each ``dust``, whose ``classes`` stay. Of this and the next two: a step that
-            is missing is inserted before the first that is later in POSTPROCESS; 0 removes it.
+        min_component_size: sets ``below`` of each ``dust``, whose ``classes`` stay. Of this and
+            the next two: a step that is missing is inserted before the first that is later in
+            POSTPROCESS; 0 removes it.
         max_hole_size: sets ``below`` of each ``fill_holes``.
         kernel_size: sets ``size`` of each ``closing``, instead of a ``radius``.
         separate_instances: adds ``instances`` at the end; False removes nothing.
