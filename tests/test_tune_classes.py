@@ -35,12 +35,11 @@ from pipeline.workflows import tune as workflow
 
 START = Candidate(steps=(part("argmax"),))
 CASES = {f"g{g}": [f"g{g}c{c}" for c in range(6)] for g in range(4)}
-STAGES = (
+STAGES: tuple[tuple[search.Steps, ...], ...] = (
     ((part("argmax"),),),
-    ((), part("dust", below=20), part("largest_component")),
-    ((), part("fill_holes", below=50)),
+    ((), (part("dust", below=20),), (part("largest_component"),)),
+    ((), (part("fill_holes", below=50),)),
 )
-STAGES = tuple(tuple(s if isinstance(s, tuple) else (s,) for s in stage) for stage in STAGES)
 
 
 def plan_of(classes: int, start: Candidate = START) -> SearchPlan:
@@ -103,7 +102,7 @@ def test_the_weakest_filter_that_is_as_good_is_taken_and_classes_share_a_step() 
 
 @pytest.mark.parametrize("classes", [2, 7])
 def test_noise_chooses_nothing(classes: int) -> None:
-    """Small random differences of every filter in every case; one search in six may err."""
+    """Small random differences of every filter in every case; one search in twenty may err."""
     changed = 0
     for seed in range(12):
 
@@ -115,7 +114,7 @@ def test_noise_chooses_nothing(classes: int) -> None:
 
         plan = SearchPlan(start=START, stages=STAGES[:1], filters=plan_of(classes).filters)
         changed += nested(plan, score)[0][ALL] != START
-    assert changed <= 4
+    assert changed <= 2
 
 
 def test_equal_scores_keep_the_present_list() -> None:
@@ -182,7 +181,7 @@ def test_a_list_of_filters_does_what_each_does_alone(some: list[Any], seed: int)
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, (9, 9, 9)).astype(np.uint8) * (rng.random((9, 9, 9)) < 0.4)
     labels = labels.astype(np.uint8)
-    chosen = dict(zip((1, 2, 3), some, strict=True))
+    chosen: dict[int, Any] = dict(zip((1, 2, 3), some, strict=True))
     steps = filtered((part("argmax"), part("closing", radius=1)), (1, 2, 3)).having(chosen).steps
     assert [s.name for s in (steps[0], steps[-1])] == ["argmax", "closing"]
     expected = np.zeros_like(labels)
@@ -232,7 +231,7 @@ def test_a_gain_that_harms_nobody_needs_one_standard_error_others_more() -> None
 def test_noise_passes_as_rarely_as_is_said() -> None:
     rng = np.random.default_rng(1)
     wrong = sum(any(worth(d, 10) for d in rng.normal(0, 1, (10, 12))) for _ in range(600)) / 600
-    assert 0.12 < wrong < 0.20
+    assert 0.02 < wrong < 0.08
 
 
 # --- nnU-Net's rule -------------------------------------------------------------------------------
@@ -401,7 +400,7 @@ def test_a_planted_defect_of_one_class_is_found_nested_and_written(
     spec = fuse.load_spec(run.parent / "e.yaml")
     assert spec.postprocess is not None
     assert spec.postprocess[-1].options["classes"] in ([2], (2,))
-    soft = softs.load(run / "fold_0" / "oof" / "soft", "100").main.astype(np.float32)
+    soft = softs.load(run / "fold_0" / "oof" / "soft", "100").main[:].astype(np.float32)
     found = postprocess.apply(spec.postprocess, soft)
     assert (found[13:15, 15:19, 1:3] == 0).all()
     assert (found[12:14, 3:5, 3:5] == 1).any()

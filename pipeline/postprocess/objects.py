@@ -61,7 +61,7 @@ def named_objects(step: str, classes: Any) -> tuple[Object, ...] | None:
             f"{step}: classes is {shown(classes)}; a value is named twice. Name it once, and in a"
             " second step for another object."
         )
-    return tuple(tuple(map(int, values)) for values in objects)
+    return tuple(tuple(int(value) for value in values) for values in objects)
 
 
 def _is_class(value: Any) -> bool:

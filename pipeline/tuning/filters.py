@@ -32,8 +32,8 @@ STEPS = ("dust", "largest_component")
 SHARES = (0.01, 0.05, 0.2)
 """Sizes of ``dust`` that are tried, as shares of the usual size of a class."""
 
-LEVEL = float(scipy.stats.norm.sf(1.0))
-"""How often noise alone gains more than one standard error."""
+LEVEL = 0.05
+"""In how many searches noise alone may choose a filter that makes some cases worse."""
 
 
 def class_filters(usual: float, option: str = "below") -> tuple[NamedOptions, ...]:
@@ -184,8 +184,8 @@ def search(plan: SearchPlan) -> Search:
     Class by class the filters of the chosen list are replaced: each class has the filter of the
     present list unless another one is :func:`worth` it, and of those that are the weakest that is
     as good as the best. Where the stages chose a filter of several classes together, this is done
-    without it, too. What comes out is kept where it is as good as the choice of the stages; the
-    present list wins when equal.
+    without it, too. What the stages chose beats what comes out only where it is worth it, unless it
+    is the present list, which wins when equal.
 
     Args:
         plan: what may be tried.
@@ -199,12 +199,18 @@ def search(plan: SearchPlan) -> Search:
     best = yield from stages.search(plan)
     if not plan.filters:
         return best
-    found = []
+    ways = []
     for base in _bases(plan, best):
-        found.append((yield from _by_class(plan, base)))
-    ways = [best, *found] if best.key == plan.start.key else [*found, best]
-    scores = yield from _scores(ways)
-    return ways[stages.pick(ways, np.stack([scores[c.key] for c in ways]))]
+        ways.append((yield from _by_class(plan, base)))
+    scores = yield from _scores([best, *ways])
+    if best.key == plan.start.key:
+        ways = [best, *ways]
+        return ways[stages.pick(ways, np.stack([scores[c.key] for c in ways]))]
+    chosen, tests = ways[0], sum(len(tried) + 1 for tried in plan.filters.values())
+    for other in (best, *ways[1:]):
+        if worth(scores[other.key] - scores[chosen.key], tests):
+            chosen = other
+    return chosen
 
 
 def _bases(plan: SearchPlan, best: Candidate) -> list[Candidate]:
@@ -282,8 +288,7 @@ def worth(differences: np.ndarray, tests: int) -> bool:
 
     Where it makes no case worse, its mean gain is more than one standard error. Where it does, it
     is more standard errors, as chance has as many tries as there are filters: so many that among
-    filters that do nothing any gets as far in 16 % of searches, as one alone would get above one
-    standard error.
+    filters that do nothing any gets as far in one search of twenty.
 
     Args:
         differences: paired gains over the present filter, ``(cases,)``.
