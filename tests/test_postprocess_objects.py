@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy
+import tifffile
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from small_models import noise, run_predict
 from test_blocks import compare_by_slabs
 
-from pipeline import morphology, postprocess
+from pipeline import config as configs
+from pipeline import files, morphology, networks, postprocess
 from pipeline.config import ConfigError
+from pipeline.inference import soft as softs
+from pipeline.inference.models import save_model
 from pipeline.postprocess.classes import each_class
 from pipeline.postprocess.objects import named_objects
-from pipeline.records import NamedOptions
+from pipeline.records import Checkpoint, NamedOptions
+from pipeline.workflows.fuse import EnsembleJob, fuse, of_folders
 
 FEW = settings(max_examples=60, deadline=None)
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.integers(1, 6)] * 3))
@@ -187,3 +196,64 @@ def test_classes_that_may_be_there_pass() -> None:
     postprocess.check([part("dust", classes=[9])])
     postprocess.check([part("regions", order=[1, 5]), part("dust", classes=[5])], 2)
     postprocess.check([part("argmax"), part("instances"), part("dust", classes=[9])], 3)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+CONFIG = """
+name: small
+task: labels
+data: {classes: 3, patch: {size: [16, 16, 16]}, normalise: percentile}
+network: {name: dynunet, options: {channels: [2, 4, 4], block: 2, norm: batch}}
+losses: [dice]
+predict: {overlap: 4}
+"""
+
+
+def three_classes(folder: Path, steps: list[Any]) -> Path:
+    """A model of three classes with random weights."""
+    config = configs.from_dict({**yaml.safe_load(CONFIG), "postprocess": steps})
+    torch.manual_seed(1)
+    weights = networks.build(config.network, 1, 3, 3).state_dict()
+    path = folder / "best_model.safetensors"
+    model = Checkpoint(
+        config=configs.to_dict(config),
+        channels=(1, 3),
+        fold=0,
+        epoch=0,
+        score=None,
+        weights=weights,
+    )
+    save_model(path, model)
+    return path
+
+
+def test_predict_and_ensemble_run_them(tmp_path: Path) -> None:
+    """Predicted whole and by blocks, and fused from what was kept, a file has the same labels."""
+    steps = [
+        {"name": "largest_component", "options": {"classes": [2]}},
+        {"name": "dust", "options": {"classes": [1], "below": 3}},
+    ]
+    plain, both = (three_classes(tmp_path / f"model{len(s)}", s) for s in ([], steps))
+    (tmp_path / "in").mkdir()
+    files.write(tmp_path / "in" / "a.tif", noise((20, 21, 22)), dims=3)
+    answers = {}
+    for name, model, more in (
+        ("plain", plain, ("--save-soft",)),
+        ("both", both, ()),
+        ("blocks", both, ("--blocks", "always")),
+    ):
+        assert run_predict(model, tmp_path / "in", tmp_path / name, *more) == 0
+        answers[name] = tifffile.imread(tmp_path / name / "a.tif")
+    assert set(np.unique(answers["plain"])) == {0, 1, 2}
+    wanted = postprocess.dust(postprocess.largest_component(answers["plain"], [2]), 3, 26, [1])
+    assert (wanted != answers["plain"]).any()
+    for name in ("both", "blocks"):
+        np.testing.assert_array_equal(answers[name], wanted)
+    named = tuple(NamedOptions(**step) for step in steps)
+    spec = dataclasses.replace(of_folders([tmp_path / "plain"]), postprocess=named)
+    assert fuse(EnsembleJob(spec=spec, output=tmp_path / "fused")).done == ("a",)
+    soft = softs.load(tmp_path / "plain" / "soft", "a").main[:].astype(np.float32)
+    np.testing.assert_array_equal(
+        tifffile.imread(tmp_path / "fused" / "a.tif"), postprocess.apply(named, soft)
+    )

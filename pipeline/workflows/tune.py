@@ -238,6 +238,9 @@ def tune_postprocessing(
     logger.info(tables.of_tuning(study.metric.name, study.units, averages, gains, drawn_by(study)))
     for name, candidate in chosen.items():
         logger.info(f"chosen {f'without {name}' if name else 'on all cases'}: {candidate}")
+    for row in rows:
+        if row.name == NNUNET:
+            logger.info(f"{NNUNET}: {'; '.join(sorted({str(c) for c in row.candidates.values()}))}")
     keep_result(study, rows, gains, parts)
     write_spec(spec, study, chosen[""], gains)
     return Tuned(spec=spec, chosen=chosen[""], gains=gains, plugins=plugins.words(study.config))
