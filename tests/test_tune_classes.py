@@ -19,10 +19,11 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sizes_mm3 import soft_case
 from test_tune import RESULT
 
 from pipeline import config as configs
-from pipeline import files, postprocess, tune
+from pipeline import files, morphology, postprocess, tune
 from pipeline.inference import soft as softs
 from pipeline.records import NamedOptions
 from pipeline.tuning import filters, search, usual
@@ -455,3 +456,24 @@ def test_usual_sizes_are_those_of_the_labels(tmp_path: Path) -> None:
     assert found == {1: 7 * 7 * 8, 2: 512}
     spacings = {"0": (2.0, 1.0, 1.0)}
     assert usual.usual_sizes(cases, data, (1, 2), spacings) == {1: 686, 2: 1024}
+
+
+def test_sizes_of_classes_are_in_the_unit_of_the_present_list(tmp_path: Path) -> None:
+    """A case without a unit of length says nothing of mm³; the search then refuses it."""
+    (tmp_path / "v.yaml").write_text(CONFIG)
+    (tmp_path / "m.yaml").write_text(
+        CONFIG + "postprocess: [argmax, {name: dust, options: {mm3: 9}}]\n"
+    )
+
+    class Study:
+        cases = (soft_case(tmp_path, "a", True), soft_case(tmp_path, "b", False))
+        config: Any = configs.load(tmp_path / "v.yaml")
+
+    study: Any = Study()
+    label = np.asarray(nibabel.load(tmp_path / "labels" / "a.nii.gz").dataobj)
+    largest = int(morphology.component_sizes(label).max())
+    voxels = workflow.class_filters(study)
+    assert voxels == {1: class_filters(largest)}, "no case has class 2"
+    study.config = configs.load(tmp_path / "m.yaml")
+    assert workflow.class_filters(study) == {1: class_filters(2 * largest, "mm3")}
+    assert [list(s.options) for s in class_filters(50, "mm3")] == [["mm3"]] * 3 + [[]]

@@ -48,8 +48,8 @@ def named_objects(step: str, classes: Any) -> tuple[Object, ...] | None:
     if classes in (EACH, FOREGROUND):
         return None
     several = isinstance(classes, Sequence) and not isinstance(classes, str)
-    items = list(classes) if several else [classes]
-    objects = [list(i) if isinstance(i, list | tuple) else [i] for i in items]
+    items: list[Any] = list(classes) if several else [classes]
+    objects: list[list[Any]] = [list(i) if isinstance(i, list | tuple) else [i] for i in items]
     values = [value for values in objects for value in values]
     if not objects or not all(objects) or not all(map(_is_class, values)):
         raise ConfigError(
