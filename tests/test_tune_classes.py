@@ -470,7 +470,8 @@ def test_sizes_of_classes_are_in_the_unit_of_the_present_list(tmp_path: Path) ->
         config: Any = configs.load(tmp_path / "v.yaml")
 
     study: Any = Study()
-    label = np.asarray(nibabel.load(tmp_path / "labels" / "a.nii.gz").dataobj)
+    image: Any = nibabel.load(tmp_path / "labels" / "a.nii.gz")
+    label = np.asarray(image.dataobj)
     largest = int(morphology.component_sizes(label).max())
     voxels = workflow.class_filters(study)
     assert voxels == {1: class_filters(largest)}, "no case has class 2"
