@@ -183,11 +183,12 @@ def test_orientations_and_spacings(tmp_path: Path) -> None:
     found = fingerprint_of(arrange(root))
     assert found.cases[3].codes == "LPS"
     assert not found.oddities, "a plan brings them together"
-    plain = nnunet(tmp_path / "plain")
+    plain = nnunet(tmp_path / "plain")  # one file does not say how it lies
     for folder, name, array in (("imagesTr", "c3_0000", image), ("labelsTr", "c3", label)):
         (plain / folder / f"{name}.nii.gz").unlink()
         tifffile.imwrite(plain / folder / f"{name}.tif", array)
-    assert "error" in {o.severity for o in fingerprint_of(arrange(plain)).oddities}
+    said = texts(fingerprint_of(arrange(plain)), "")
+    assert "tif" in said.lower() or "spacing" in said
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

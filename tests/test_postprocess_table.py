@@ -182,7 +182,7 @@ def test_an_added_step_is_searched() -> None:
     stages = search.space((part("argmax"),), 160, channels=3, dims=3)
     assert stages[0] == ((part("argmax"),), (part("foreground", at=0.3),))
     names = [{step.name for steps in stage for step in steps} for stage in stages]
-    assert names[2:5] == [{"dust"}, {"tidy"}, {"closing", "sheet_closing"}]
+    assert names[2:5] == [{"dust", "largest_component"}, {"tidy"}, {"closing", "sheet_closing"}]
     assert stages[3] == ((), (part("tidy", below=40),), (part("tidy", below=160),))
     own = search.space((part("foreground"),), 160, channels=3, dims=3)[0]
     assert own == tuple(
@@ -243,7 +243,16 @@ def test_the_search_space_is_what_it_was(
 ) -> None:
     own = tuple(part(name, **options) for name, options in row["own"])
     with POSTPROCESS.restored() as entries:
-        for name in added:
+        for name in (*added, "largest_component"):  # which was not tried then
             del entries[name]
         stages = search.space(own, row["edge"], row["channels"], row["dims"])
     assert [[words(steps) for steps in stage] for stage in stages] == row["stages"]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_largest_component_is_an_alternative_to_small_ones(channels: int) -> None:
+    stages = search.space((), 80, channels, 3)
+    (stage,) = (s for s in stages if any(w and w[0].name == "dust" for w in s))
+    assert stage[0] == ()
+    assert stage[-1] == (part("largest_component"),)
+    assert len(stage) == 6

@@ -277,7 +277,7 @@ def test_sizes_grow_with_the_faces_of_the_volume() -> None:
         stage = next(
             s for s in search.space((), edge, 1, 3) if any(w and w[0].name == "dust" for w in s)
         )
-        return [w[0].options["below"] for w in stage if w]
+        return [w[0].options["below"] for w in stage if w and w[0].name == "dust"]
 
     assert dusts(80) == [20, 100, 500, 2000]
     assert dusts(320) == [320, 1600, 8000, 32000]

@@ -812,7 +812,9 @@ class Config:
     Without a deciding step (threshold, hysteresis, argmax) the task decides; ``data.regions`` are
     decided by the step ``regions`` (above 0.5 unless it says otherwise), which is put in front.
     Sizes of components and holes are in voxels (``dust: {below: 100}``), or in mm³ in their place
-    (``dust: {mm3: 50}``) where the images carry a unit of length.
+    (``dust: {mm3: 50}``) where the images carry a unit of length. ``dust`` and
+    ``largest_component`` take ``classes``: ``each`` by itself, the ``foreground`` as one, or label
+    values such as ``[1, 3]``.
     """
     plugins: tuple[str, ...] = ()
     """Files of Python that add entries to the tables (docs/extending.md).

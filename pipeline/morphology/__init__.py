@@ -13,6 +13,7 @@ from pipeline.morphology.labelling import (
     components,
     fill_holes,
     hysteresis,
+    keep_largest,
     remove_small_components,
 )
 from pipeline.morphology.slabs import SlabArray
@@ -28,6 +29,7 @@ __all__ = [
     "euler_number",
     "fill_holes",
     "hysteresis",
+    "keep_largest",
     "opening",
     "remove_small_components",
     "watershed_boundaries",

@@ -133,6 +133,30 @@ def remove_small_components(mask: Mask, min_size: int, connectivity: int = 26) -
     return _select(mask, connectivity, _sizes, lambda sizes: sizes >= max(min_size, 1))
 
 
+def keep_largest(mask: Mask, connectivity: int = 26) -> Mask:
+    """Keep the component with the most voxels.
+
+    Components of equal size, when there is none larger, all stay: which of them came first would
+    depend on the orientation of the array.
+
+    Args:
+        mask: in memory or in slabs.
+        connectivity: 6, 18 or 26 as in 3D; in 2D 6 means 4 neighbours, 18 and 26 mean 8.
+
+    Returns:
+        A mask of the same kind, bool.
+
+    Raises:
+        UserError: the mask has other than 2 or 3 axes, or the connectivity is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> keep_largest(np.array([[1, 1, 0, 1]])).astype(int)
+        array([[1, 1, 0, 0]])
+    """
+    return _select(mask, connectivity, _sizes, lambda sizes: sizes == sizes.max())
+
+
 def hysteresis(low: Mask, high: Mask, connectivity: int = 26) -> Mask:
     """Keep the components of the mask ``low`` that hold at least one voxel of the mask ``high``.
 

@@ -120,7 +120,7 @@ def class_boxes(labels: np.ndarray | SlabArray) -> dict[int, Box]:
         for value, box in enumerate(scipy.ndimage.find_objects(rows), 1):
             if box is not None:
                 moved = (slice(box[0].start + first, box[0].stop + first), *box[1:])
-                found[value] = _union_box(found.get(value, moved), moved)
+                found[value] = union_box(found.get(value, moved), moved)
     grown = (
         (value, tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box))
         for value, box in found.items()
@@ -137,8 +137,16 @@ def _slabs(labels: np.ndarray | SlabArray) -> Iterator[tuple[int, np.ndarray]]:
         yield first, labels.make(number)
 
 
-def _union_box(one: Box, other: Box) -> Box:
-    """The box around two boxes."""
+def union_box(one: Box, other: Box) -> Box:
+    """Find the box around two boxes.
+
+    Args:
+        one: a box.
+        other: another, of as many axes.
+
+    Returns:
+        The smallest box that holds both.
+    """
     return tuple(
         slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind
+from pipeline.postprocess.objects import named_objects
 from pipeline.postprocess.sizes import MM3, in_voxels
 from pipeline.postprocess.table import POSTPROCESS, decides, resolved, sees
 from pipeline.records import NamedOptions, UserError
@@ -86,6 +87,7 @@ def faults(
     """
     soft = np.ones((channels or _usual_channels(steps), *(4,) * dims), dtype=np.float32)
     labels = np.ones((4,) * dims, dtype=np.uint8)
+    written = _written(steps, channels)
     for i, step in enumerate(steps):
         try:
             call = _bound_step(steps, i, (1.0,) * dims)
@@ -103,12 +105,54 @@ def faults(
                 " (sees='local'), but its rows come out otherwise alone than together. Leave sees"
                 " out of its PostprocessStep."
             )
+        name = resolved(step).name
+        written = written if decides(step) or name in KEEPING else None
+        if written is not None and (absent := sorted(_named(step) - written)):
+            yield (
+                f"postprocess.{i}: {step.name!r} has classes: {step.options['classes']!r}, but the"
+                f" labels hold no {', '.join(map(str, absent))}: they hold"
+                f" {', '.join(map(str, sorted(written)))}. Name those, or leave classes out."
+            )
         wanted = POSTPROCESS[step.name].decides
         if wanted in CHANNELS and (wanted == "one") != (len(soft) == 1):
             yield (
                 f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this"
                 f" one has {len(soft)}."
             )
+
+
+KEEPING = (
+    "opening",
+    "closing",
+    "dust",
+    "largest_component",
+    "sheet_closing",
+    "patch_sheets",
+    "watertight",
+    "fill_holes",
+    "thickness",
+)
+"""Steps from labels to labels of the same classes."""
+
+
+def _written(steps: Sequence[NamedOptions], channels: int | None) -> set[int] | None:
+    """Foreground values that the deciding step writes; None: not known."""
+    first = resolved(steps[0]) if steps and decides(steps[0]) else None
+    name = first.name if first else "threshold" if channels == 1 else "argmax"
+    if name in ("threshold", "hysteresis", "walls"):
+        return {1}
+    if name == "argmax" and channels is not None:
+        return set(range(1, channels))
+    order = first.options.get("order") if first and name == "regions" else None
+    return set(order) if isinstance(order, Sequence) else None
+
+
+def _named(step: NamedOptions) -> set[int]:
+    """Label values that a step names in its option ``classes``, which has been checked."""
+    if resolved(step).name not in ("dust", "largest_component") or "classes" not in step.options:
+        return set()
+    objects = named_objects(step.name, step.options["classes"])
+    return {value for values in objects or () for value in values}
 
 
 def _usual_channels(steps: Sequence[NamedOptions]) -> int:
@@ -162,8 +206,9 @@ def adjust(
     Args:
         steps: the system's.
         threshold: comes first, in place of any deciding step.
-        min_component_size: sets ``below`` of each ``dust``. Of this and the next two: a step that
-            is missing is inserted before the first that is later in POSTPROCESS; 0 removes it.
+        min_component_size: sets ``below`` of each ``dust``, whose ``classes`` stay. Of this and
+            the next two: a step that is missing is inserted before the first that is later in
+            POSTPROCESS; 0 removes it.
         max_hole_size: sets ``below`` of each ``fill_holes``.
         kernel_size: sets ``size`` of each ``closing``, instead of a ``radius``.
         separate_instances: adds ``instances`` at the end; False removes nothing.

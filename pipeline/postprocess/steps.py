@@ -17,7 +17,9 @@ import skimage
 from pipeline import morphology
 from pipeline.config import ConfigError
 from pipeline.morphology import SlabArray, sheets
-from pipeline.postprocess.classes import Labels, classes, each_class, mend_each_class
+from pipeline.postprocess.classes import Labels, each_class, mend_each_class
+from pipeline.postprocess.classes import classes as classes_of
+from pipeline.postprocess.objects import EACH, Classes, remove_from_objects
 
 
 def threshold(array: np.ndarray, at: float = 0.5) -> np.ndarray:
@@ -171,28 +173,78 @@ def _region_labels(order: Any) -> list[int]:
     return labels
 
 
-def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
+def dust(
+    array: Labels, below: int = 100, connectivity: int = 26, classes: Classes = "each"
+) -> Labels:
     """Remove components of fewer than ``below`` voxels.
 
     Args:
         array: labels ``(*S)``, in memory or in slabs.
         below: voxels of the smallest component that stays.
         connectivity: of the components, 6, 18 or 26.
+        classes: whose components, see :mod:`pipeline.postprocess.objects`: ``each`` class by
+            itself, a list of label values by themselves, or the whole ``foreground`` as one.
 
     Returns:
         Labels of the same kind.
 
     Raises:
-        ConfigError: ``below`` is negative.
+        ConfigError: ``below`` is negative, or ``classes`` names no classes.
 
     Example:
         >>> import numpy as np
         >>> dust(np.array([[1, 0, 1, 1]]), below=2)
         array([[0, 0, 1, 1]])
+        >>> dust(np.array([[1, 0, 2, 0, 1]]), below=2, classes=[2])
+        array([[1, 0, 0, 0, 1]])
     """
     _size("dust: below", below)
-    return each_class(
-        array, lambda mask: morphology.remove_small_components(mask, below, connectivity)
+
+    def change(mask: Any) -> Any:
+        return morphology.remove_small_components(mask, below, connectivity)
+
+    if classes == EACH:
+        return each_class(array, change)
+    return remove_from_objects(array, "dust", classes, change)
+
+
+def largest_component(
+    array: Labels, classes: Classes = "foreground", connectivity: int = 26
+) -> Labels:
+    """Keep the largest component of an object; the rest of it becomes background.
+
+    Components of equal size, when there is none larger, all stay.
+
+    Args:
+        array: labels ``(*S)``, in memory or in slabs.
+        classes: which objects, see :mod:`pipeline.postprocess.objects`: the whole ``foreground`` as
+            one, ``each`` class by itself, or a list of label values by themselves, ``[1, 3]``;
+            ``[[1, 2]]`` is one object of two classes. Classes that are not named stay as they are.
+        connectivity: of the components, 6, 18 or 26.
+
+    Returns:
+        Labels of the same kind.
+
+    Raises:
+        ConfigError: ``classes`` names no classes.
+
+    Source:
+        Isensee et al., Nature Methods 2021 (nnU-Net's post-processing: the foreground, then each
+        class or region).
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.array([[2, 0, 1, 1, 2, 2, 0, 1]])
+        >>> largest_component(labels)
+        array([[0, 0, 1, 1, 2, 2, 0, 0]])
+        >>> largest_component(labels, classes=[2])
+        array([[0, 0, 1, 1, 2, 2, 0, 1]])
+    """
+    return remove_from_objects(
+        array,
+        "largest_component",
+        classes,
+        lambda mask: morphology.keep_largest(mask, connectivity),
     )
 
 
@@ -372,7 +424,7 @@ def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
         )
     out = np.zeros(array.shape, dtype=np.uint32)
     count = 0
-    for _, box, mask in classes(array):
+    for _, box, mask in classes_of(array):
         numbers, found = _split_at_necks(mask, depth)
         out[box][mask] = numbers[mask] + count
         count += found

@@ -254,6 +254,11 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
                 options=lambda setting: [{"below": n} for n in setting.voxels(20, 100, 500, 2000)],
             ),
         ),
+        "largest_component": PostprocessStep(
+            run=steps.largest_component,
+            sees="components",
+            search=StepSearch(position=2, options=lambda _: ({},)),
+        ),
         "sheet_closing": PostprocessStep(
             run=steps.sheet_closing,
             bytes_per_voxel=30,

@@ -87,6 +87,8 @@ class SearchPlan:
         mixtures: weights and fusions.
         also: further candidates, by name, that are evaluated in any case.
         width: number of candidates that survive each stage (beam width).
+        filters: for each class, by label value, the filters of components that are tried for it
+            alone, the weakest first (:mod:`pipeline.tuning.filters`); none: no class by itself.
     """
 
     start: Candidate
@@ -94,6 +96,7 @@ class SearchPlan:
     mixtures: tuple[Mixture, ...] = (((1.0,), "mean"),)
     also: Mapping[str, Candidate] = dataclasses.field(default_factory=dict)
     width: int = 3
+    filters: Mapping[int, Sequence[NamedOptions]] = dataclasses.field(default_factory=dict)
 
 
 Search = Generator[list[Candidate], np.ndarray, Candidate]
@@ -221,12 +224,21 @@ def pick(candidates: Sequence[Candidate], scores: np.ndarray) -> int:
     if not sound:
         return 0
     best = scores[max(sound, key=lambda i: mean(scores[i]))]
-    near = [
-        i
-        for i in sound
-        if (best - scores[i]).mean() <= max(_standard_error(best - scores[i]), TOLERANCE)
-    ]
+    near = [i for i in sound if as_good(scores[i], best)]
     return min(near, key=lambda i: (i > 0, len(candidates[i].steps), -mean(scores[i])))
+
+
+def as_good(scores: np.ndarray, best: np.ndarray) -> bool:
+    """Whether scores are within one standard error of the best, or within TOLERANCE.
+
+    Args:
+        scores: ``(cases,)``, finite.
+        best: of the same cases.
+
+    Returns:
+        True where the mean paired difference is no larger than that.
+    """
+    return bool((best - scores).mean() <= max(_standard_error(best - scores), TOLERANCE))
 
 
 def _standard_error(values: np.ndarray) -> float:
@@ -246,7 +258,10 @@ def mean(scores: np.ndarray) -> float:
 
 
 def nested(
-    plan: SearchPlan, parts: Mapping[str, Sequence[str]], evaluate: Evaluate
+    plan: SearchPlan,
+    parts: Mapping[str, Sequence[str]],
+    evaluate: Evaluate,
+    how: Callable[[SearchPlan], Search] = search,
 ) -> dict[str, Candidate]:
     """Search with each part of the cases held out in turn, and on all cases.
 
@@ -256,18 +271,33 @@ def nested(
         plan: what may be tried.
         parts: case ids by the part's name.
         evaluate: computes scores.
+        how: the search.
 
     Returns:
         For each part the choice made on all other parts only, and under ``ALL`` that on all cases.
     """
+    return in_step({name: (how(plan), side) for name, side in sides(parts).items()}, evaluate)
+
+
+def sides(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Find the cases that a choice may use.
+
+    Args:
+        parts: case ids by the part's name.
+
+    Returns:
+        All cases under ``ALL``, and under each part's name those of all other parts.
+
+    Example:
+        >>> sides({"x": ["a", "c"], "y": ["b"]})
+        {'': ['a', 'c', 'b'], 'x': ['b'], 'y': ['a', 'c']}
+    """
     all_cases = [case for cases in parts.values() for case in cases]
-    sides = {
+    others = {
         part: [case for case in all_cases if case not in set(cases)]
         for part, cases in parts.items()
     }
-    return in_step(
-        {name: (search(plan), side) for name, side in {ALL: all_cases, **sides}.items()}, evaluate
-    )
+    return {ALL: all_cases, **others}
 
 
 def in_step(

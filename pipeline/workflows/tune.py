@@ -36,17 +36,21 @@ from pipeline.reporting import tables
 from pipeline.runs import RunFolder
 from pipeline.scoring import worlds
 from pipeline.scoring.bootstrap import UNIT_DRAWS
+from pipeline.scoring.patches import classes_of
 from pipeline.tasks import TASKS
 from pipeline.training.summary import class_names, named_regions
-from pipeline.tuning import search
+from pipeline.tuning import filters, search
+from pipeline.tuning.nnunet_rule import nnunet_rule
 from pipeline.tuning.search import Candidate, Gain, SearchPlan
 from pipeline.tuning.trials import CaseFiles, Measure, Trials, workers_for
+from pipeline.tuning.usual import usual_sizes
 
 logger = logging.getLogger(__name__)
 
 ENOUGH_GROUPS = 5
 """Number of groups from which on the bootstrap resamples groups instead of cases."""
 OWN, NESTED, OPTIMISTIC = tables.OWN, "tuned (nested)", "tuned on all (optimistic)"
+NNUNET = "nnU-Net's rule (nested)"
 STEPS = {2: 8, 3: 4, 4: 3}
 """Into how many steps the weights of so many members are divided."""
 
@@ -234,6 +238,9 @@ def tune_postprocessing(
     logger.info(tables.of_tuning(study.metric.name, study.units, averages, gains, drawn_by(study)))
     for name, candidate in chosen.items():
         logger.info(f"chosen {f'without {name}' if name else 'on all cases'}: {candidate}")
+    for row in rows:
+        if row.name == NNUNET:
+            logger.info(f"{NNUNET}: {'; '.join(sorted({str(c) for c in row.candidates.values()}))}")
     keep_result(study, rows, gains, parts)
     write_spec(spec, study, chosen[""], gains)
     return Tuned(spec=spec, chosen=chosen[""], gains=gains, plugins=plugins.words(study.config))
@@ -635,7 +642,56 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
         stages=stages,
         mixtures=mixtures(len(weights)),
         also=also,
+        filters={} if file else class_filters(study),
     )
+
+
+def several_classes(config: Config) -> tuple[int, ...]:
+    """Label values of the foreground that a system writes, where they are several.
+
+    Args:
+        config: its config.
+
+    Returns:
+        The values, ascending; none of a system with one foreground class.
+    """
+    order = config.data.regions_class_order
+    values = classes_of(config.data) if order is None else tuple(sorted(set(order)))
+    return values if len(values) > 1 else ()
+
+
+def class_filters(study: Study) -> dict[int, tuple[NamedOptions, ...]]:
+    """Filters of components that are tried for each class by itself.
+
+    Their sizes are shares of a usual component of the class in the labels; in mm³ where the present
+    list has its ``dust`` in mm³.
+
+    Args:
+        study: cases and runs.
+
+    Returns:
+        Filters by label value, the weakest first; none of a system with one foreground class.
+    """
+    values, own = several_classes(study.config), study.config.postprocess
+    if not values:
+        return {}
+    in_mm3 = any(postprocess.resolved(s).name == "dust" and postprocess.in_mm3([s]) for s in own)
+    spacings = (
+        {
+            c.id: spacing
+            for c in study.cases
+            if (spacing := soft.load(c.soft[0], c.id).spacing) is not None and len(spacing) == 3
+        }
+        if in_mm3
+        else None
+    )
+    usual = usual_sizes(study.cases, study.config.data, values, spacings)
+    logger.info(
+        "usual component: "
+        + ", ".join(f"class {v} {size:.3g}" for v, size in usual.items())
+        + (" mm³" if in_mm3 else " voxels")
+    )
+    return {v: filters.class_filters(usual[v], "mm3" if in_mm3 else "below") for v in usual}
 
 
 def _decided(
@@ -767,19 +823,28 @@ def compare(
             for pair, scores in found.items()
         }
 
-    chosen = search.nested(plan, parts, evaluate)
+    chosen = search.nested(plan, parts, evaluate, filters.search)
+    rule = by_nnunet(study, plan.start, parts, trials)
     fixed = {OWN: plan.start, **plan.also}
     part_of = {case: part for part, cases in parts.items() for case in cases}
     wanted = {
-        c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[search.ALL]] for c in study.cases
+        c.id: [
+            *fixed.values(),
+            *([rule[part_of[c.id]]] if rule else []),
+            chosen[part_of[c.id]],
+            chosen[search.ALL],
+        ]
+        for c in study.cases
     }
     found = trials.scores(wanted)
-    by_part = {name: c for name, c in chosen.items() if name != search.ALL}
     lines = [
         (name, {search.ALL: c}, dict.fromkeys(part_of, c))
         for name, c in {**fixed, OPTIMISTIC: chosen[search.ALL]}.items()
     ]
-    lines.insert(-1, (NESTED, by_part, {i: chosen[part] for i, part in part_of.items()}))
+    for name, choices in ((NNUNET, rule), (NESTED, chosen)):
+        if choices:
+            by_part = {part: c for part, c in choices.items() if part != search.ALL}
+            lines.insert(-1, (name, by_part, {i: choices[part] for i, part in part_of.items()}))
     rows = [
         Row(
             name=name,
@@ -789,6 +854,36 @@ def compare(
         for name, candidates, used in lines
     ]
     return rows, chosen
+
+
+def by_nnunet(
+    study: Study, present: Candidate, parts: Mapping[str, Sequence[str]], trials: Trials
+) -> dict[str, Candidate]:
+    """Choose largest components by nnU-Net's rule, see :mod:`pipeline.tuning.nnunet_rule`.
+
+    Args:
+        study: cases and runs.
+        present: of its steps only the deciding one is used.
+        parts: case ids by part.
+        trials: scores, opened.
+
+    Returns:
+        Choices as those of the search; none of a system with one foreground class.
+    """
+    values, data = several_classes(study.config), study.config.data
+    if not values:
+        return {}
+    objects = data.unions or tuple((v,) for v in values)
+    names = [f"dice_{n}" for n in (range(1, len(objects) + 1) if data.unions else values)]
+    deciding = tuple(step for step in present.steps[:1] if postprocess.decides(step))
+
+    def dices(candidates: Sequence[Candidate]) -> dict[tuple[str, str], list[float]]:
+        found = trials.scores({c.id: candidates for c in study.cases})
+        return {
+            pair: [scores.get(name, math.nan) for name in names] for pair, scores in found.items()
+        }
+
+    return nnunet_rule(dataclasses.replace(present, steps=deciding), objects, parts, dices)
 
 
 def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain]]:
