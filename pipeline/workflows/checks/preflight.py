@@ -384,6 +384,8 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
     rules, own = config.data.folds, own_splits.path_of(config.data)
     contents = {f.id: f.content for f in data.properties}
     about: dict[str, Any] = {"seed": config.seed, "by": rules.by, "count": rules.count}
+    if rules.by == "block":
+        about |= {"margin": rules.margin, "axis": rules.axis}
     if own is not None:
         checked = own_splits.splits(own, data.cases, contents, rules)
         about["file"] = files.sha256(own)
