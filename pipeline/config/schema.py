@@ -103,8 +103,8 @@ class Folds:
         require_at_least(0, "data.folds", margin=self.margin)
         require(
             self.file is None or self.by != "block",
-            "data.folds.by is block, which makes the folds itself, and data.folds.file names others."
-            " Keep one.",
+            "data.folds.by is block, which makes the folds itself, and data.folds.file names"
+            " others. Keep one.",
             "data.folds.by",
             "data.folds.file",
         )

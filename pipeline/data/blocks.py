@@ -122,17 +122,16 @@ def _problem(case: Case, size: Sequence[int], data: config.Data) -> tuple[str, s
         problem = f"has {where}, of which {asked} leave {max(0, length - between)}, less than half"
         return problem, _smaller_margin(length, folds)
     shortest = (length - between) // folds.count
-    if shortest < LEAST:
-        problem = f"has {where}, of which {asked} are {shortest} slices long; {LEAST} are the least"
-        return problem, _fewer(length, LEAST, data)
     patch = 0 if data.has_space else data.patch.size[axis]  # patches lie in model space
-    if shortest < patch:
-        problem = (
-            f"has {where}, of which {asked} are {shortest} slices long, shorter than a patch"
-            f" ({patch}, data.patch.size)"
-        )
-        return problem, _fewer(length, patch, data)
-    return None
+    if shortest >= max(LEAST, patch):
+        return None
+    rule = (
+        f"shorter than a patch ({patch}, data.patch.size)"
+        if patch > LEAST
+        else f"and {LEAST} are the least"
+    )
+    problem = f"has {where}, of which {asked} are {shortest} slices long, {rule}"
+    return problem, _fewer(length, max(LEAST, patch), data)
 
 
 def _smaller_margin(length: int, folds: config.Folds) -> str:
@@ -150,8 +149,8 @@ def _fewer(length: int, wanted: int, data: config.Data) -> str:
     margin = (length - wanted * folds.count) // (folds.count - 1)
     if margin >= 0:
         ways.append(f"data.folds.margin to at most {margin}")
-    if wanted > LEAST:
-        kept = (length - (folds.count - 1) * folds.margin) // folds.count
+    kept = (length - (folds.count - 1) * folds.margin) // folds.count
+    if LEAST <= kept < wanted:
         ways.append(f"that side of data.patch.size to at most {kept}")
     if not ways:
         return "Choose another data.folds.axis, or take the stack away: it is too short"

@@ -73,8 +73,8 @@ def _by_block(cases: Sequence[Case], contents: Mapping[str, str], count: int) ->
     whole = sorted(case.id for case in cases if case.block is None)
     if whole:
         raise UserError(
-            f"data.folds.by is 'block', but {len(whole)} of {len(cases)} cases could not be divided:"
-            f" {', '.join(whole[:10])}. Mend their files, or set data.folds.by=case."
+            f"data.folds.by is 'block', but {len(whole)} of {len(cases)} cases could not be"
+            f" divided: {', '.join(whole[:10])}. Mend their files, or set data.folds.by=case."
         )
     number = {case.id: case.block for case in cases}
     by_content: dict[str, list[str]] = {}
