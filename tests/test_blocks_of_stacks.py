@@ -414,7 +414,8 @@ def test_whole_stacks_and_parts_of_them_are_predicted(
     assert files.read(tmp_path / "part" / "s0.tif", 3)[0].shape == (1, 12, 20, 10)
 
 
-def test_tuning_and_evaluating_take_blocks_for_cases(
+@pytest.mark.slow
+def test_tuning_takes_blocks_for_cases(
     trained: tuple[Path, Path, Recorder], tmp_path: Path
 ) -> None:
     root, out, _ = trained
