@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config as configs
-from pipeline import files, predict, train, tune
+from pipeline import evaluate, files, predict, train, tune
 from pipeline.config import ConfigError, Folds
 from pipeline.data import blocks, cases, folds, loaders, properties
 from pipeline.records import Case, UserError
@@ -196,8 +196,7 @@ def test_every_way_out_that_is_named_is_one(
     replace = dataclasses.replace
     data = settings_of(Path("x"), count=count, margin=margin, axis=0).data
     data = replace(data, patch=replace(data.patch, size=(patch, 1, 1)))
-    case = Case(id="a", image=(Path("a.tif"),))
-    found = blocks._problem(case, (length, 1, 1), data)
+    found = blocks.problem_of((length, 1, 1), data)
     if found is None:
         sizes = [b - a for a, b in blocks.ranges(length, count, margin)]
         assert min(sizes) >= max(2, patch)
@@ -206,15 +205,44 @@ def test_every_way_out_that_is_named_is_one(
     if "less than half" in found[0]:
         (number,) = re.findall(r"data\.folds\.margin to at most (\d+)", found[1])
         rules = replace(data.folds, margin=int(number))
-        left = blocks._problem(case, (length, 1, 1), replace(data, folds=rules))
+        left = blocks.problem_of((length, 1, 1), replace(data, folds=rules))
         assert left is None or "less than half" not in left[0]
         return
     for key, number in re.findall(r"data\.folds\.(count|margin) to at most (\d+)", found[1]):
         rules = replace(data.folds, **{key: int(number)})
-        assert blocks._problem(case, (length, 1, 1), replace(data, folds=rules)) is None
+        assert blocks.problem_of((length, 1, 1), replace(data, folds=rules)) is None
     for number in re.findall(r"data\.patch\.size to at most (\d+)", found[1]):
         smaller = replace(data.patch, size=(int(number), 1, 1))
-        assert blocks._problem(case, (length, 1, 1), replace(data, patch=smaller)) is None
+        assert blocks.problem_of((length, 1, 1), replace(data, patch=smaller)) is None
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(4, 400), min_size=1, max_size=3), st.integers(1, 80))
+def test_rules_that_fit_divide_every_stack(lengths: list[int], patch: int) -> None:
+    data = settings_of(Path("x")).data
+    data = dataclasses.replace(
+        data,
+        patch=dataclasses.replace(data.patch, size=(patch, 1, 1)),
+        folds=Folds(axis=0),
+    )
+    found = blocks.fitting([(n, 1, 1) for n in lengths], data)
+    shortest = min(lengths)
+    assert (found is None) == ((shortest - 4) // 2 < max(2, patch) or shortest < 2 * 4)
+    if found is None:
+        return
+    rules = found.folds
+    assert (rules.by, rules.axis) == ("block", 0)
+    for n in lengths:
+        assert min(b - a for a, b in blocks.ranges(n, rules.count, rules.margin)) >= patch
+
+
+def test_a_box_in_a_name_is_not_divided_again(tmp_path: Path) -> None:
+    root = stacks(tmp_path, 1)
+    for folder in ("images", "masks"):
+        path = root / folder / "s0.tif"
+        (root / folder / "t.tif#box=:x0:40x:").symlink_to(path)
+    faults = found_in(root).faults
+    assert ["chooses a box" in f.problem for f in faults] == [True]
 
 
 def test_rules_of_the_config() -> None:
@@ -412,6 +440,30 @@ def test_whole_stacks_and_parts_of_them_are_predicted(
     words = ["--checkpoint", str(out), "--output", str(tmp_path / "part"), "--input"]
     assert predict.main([*words, str(root / "images" / "s0.tif#box=:x0:20x:")]) == 0
     assert files.read(tmp_path / "part" / "s0.tif", 3)[0].shape == (1, 12, 20, 10)
+
+
+def test_answers_of_blocks_can_be_evaluated_with_links_to_their_labels(
+    trained: tuple[Path, Path, Recorder], tmp_path: Path
+) -> None:
+    root, out, _ = trained
+    fold = RunFolder(out).fold(1)
+    for n in (0, 1):
+        link = tmp_path / "labels" / f"s{n}@1.tif#box=:x24:44x:"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(root / "masks" / f"s{n}.tif")
+    words = [
+        "--predictions",
+        str(fold.answers),
+        "--labels",
+        str(tmp_path / "labels"),
+        "--metrics",
+        "dice",
+    ]
+    assert evaluate.main([*words, "--out", str(tmp_path / "scores.json")]) == 0
+    found = json.loads((tmp_path / "scores.json").read_text())
+    mine = json.loads((fold.path / "result.json").read_text())["metrics"]
+    assert set(found["cases"]) == {"s0@1", "s1@1"}
+    assert found["mean"]["dice"] == pytest.approx(mine["best"]["dice"])
 
 
 @pytest.mark.slow

@@ -364,3 +364,21 @@ def test_reading_a_box_reads_no_more_rows_than_it_needs(
     monkeypatch.setattr(boxes, "SLAB", 10 * 64)
     assert files.read(files.with_box(path, [(35, 60), None, (2, 3)]), 3)[0].shape == (1, 25, 8, 1)
     assert asked == [(35, 45), (45, 55), (55, 60)]
+
+
+def test_a_box_of_a_series_of_slices(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    from dicom_series import write_series
+
+    volume = np.random.default_rng(0).integers(0, 2000, SHAPE).astype(np.int16)
+    write_series(tmp_path / "scan 1", volume)
+    whole, place = files.read(tmp_path / "scan 1", 3)
+    part = files.with_box(tmp_path / "scan 1", [(2, 5), None, (4, 7)])
+    assert part.name == "scan 1#box=2:5x:x4:7"
+    assert files.case_id(part) == "scan 1"
+    assert files.format_suffix(part) == ".dcm"
+    array, found = files.read(part, 3)
+    np.testing.assert_array_equal(array, whole[:, 2:5, :, 4:7])
+    assert files.probe(part, 3).shape == array.shape
+    np.testing.assert_allclose(found.meta["affine"], shifted(place.meta["affine"], [2, 0, 4]))
+    assert properties.file_stamp(part)["files"] == SHAPE[2]

@@ -114,6 +114,23 @@ def _problem(case: Case, size: Sequence[int], data: config.Data) -> tuple[str, s
             f"chooses a box of an image ({chosen[0]}), which cannot be divided into blocks",
             "Save the part as a file of its own",
         )
+    return problem_of(size, data)
+
+
+def problem_of(size: Sequence[int], data: config.Data) -> tuple[str, str] | None:
+    """Check that a stack can be divided as the config asks.
+
+    Args:
+        size: ``(*S)`` of the stack.
+        data: section ``data`` of the config.
+
+    Returns:
+        What is wrong, as it follows the name of the stack, and what to do; None where it can.
+
+    Example:
+        >>> problem_of((9, 9, 9), config.Data(folds=config.Folds(by="block", count=2)))[1]
+        'Lower data.folds.margin to at most 4, or data.folds.count; or choose another axis'
+    """
     folds, axis = data.folds, axis_of(size, data.folds)
     length, between = size[axis], (data.folds.count - 1) * folds.margin
     where = f"{'x'.join(map(str, size))}: {length} slices along axis {axis}"
@@ -132,6 +149,37 @@ def _problem(case: Case, size: Sequence[int], data: config.Data) -> tuple[str, s
     )
     problem = f"has {where}, of which {asked} are {shortest} slices long, {rule}"
     return problem, _fewer(length, max(LEAST, patch), data)
+
+
+COUNTS, MARGINS = (5, 4, 3, 2), (16, 8, 4)
+"""Folds and margins that are tried for a data set, the first that fits is taken."""
+
+
+def fitting(sizes: Sequence[Sequence[int]], data: config.Data) -> config.Data | None:
+    """Find rules by which stacks can be divided into blocks.
+
+    Args:
+        sizes: ``(*S)`` of each stack.
+        data: section ``data`` of the config; its patch must fit into a block.
+
+    Returns:
+        The section with ``folds.by: block`` and a count and a margin that fit every stack: of
+        COUNTS and MARGINS the widest margin with which two folds can be made, then the most folds.
+        None where there are no such rules.
+
+    Example:
+        >>> small = config.Patch(size=(32, 32, 32))
+        >>> found = fitting([(90, 300, 300)], config.Data(patch=small))
+        >>> (found.folds.count, found.folds.margin)
+        (5, 16)
+    """
+    for margin in MARGINS:
+        for count in COUNTS:
+            rules = dataclasses.replace(data.folds, by="block", count=count, margin=margin)
+            found = dataclasses.replace(data, folds=rules)
+            if all(problem_of(size, found) is None for size in sizes):
+                return found
+    return None
 
 
 def _smaller_margin(length: int, folds: config.Folds) -> str:

@@ -226,6 +226,9 @@ def decoded(
                 return known
         found = read()
         with _changing:
+            if found[0].nbytes > KEPT:
+                _locks.pop(entry, None)
+                return found
             _decoded[entry] = found
             while sum(array.nbytes for array, _ in _decoded.values()) > KEPT:
                 _locks.pop(_decoded.popitem(last=False)[0], None)
