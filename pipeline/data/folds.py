@@ -74,7 +74,8 @@ def _by_block(cases: Sequence[Case], contents: Mapping[str, str], count: int) ->
     if whole:
         raise UserError(
             f"data.folds.by is 'block', but {len(whole)} of {len(cases)} cases could not be"
-            f" divided: {', '.join(whole[:10])}. Mend their files, or set data.folds.by=case."
+            f" divided: {', '.join(whole[:10])}. A line about the files of each says why; mend"
+            " that, or set data.folds.by=case."
         )
     number = {case.id: case.block for case in cases}
     by_content: dict[str, list[str]] = {}

@@ -260,7 +260,11 @@ def log_found(config: Config, found: Examined) -> None:
         found: the cases.
     """
     stacks = sum(case.block == 0 for case in found.cases)
-    what = f"blocks of {stacks} stacks" if stacks else "image-label pairs"
+    what = (
+        f"blocks of {stacks} {'stack' if stacks == 1 else 'stacks'}"
+        if stacks
+        else "image-label pairs"
+    )
     logger.info(
         f"Found {len(found.cases)} {what} in {config.data.root} (layout {found.layout}),"
         f" {found.tests} test images"
