@@ -8,6 +8,7 @@ nothing in this package assumes an orientation; ``data.orientation`` asks for on
 Data:
     case: one sample of a data set: its image files, its targets and its id.
     group: cases that belong together (a scroll, a patient) and stay on one side of a split.
+    block: consecutive slices of a stack that are a case of their own (``data.folds.by: block``).
     fold: one division of the cases into training and held-out cases, and the network trained on it.
     fold all: the one network that is trained on every case, from which none is held out.
     run: the folder that training writes: resolved config, splits, one folder for each fold.
@@ -209,6 +210,8 @@ class Case:
     """Path of each target, by the target's name."""
     group: str | None = None
     """Cases of one group stay on one side of a split; None: the case has no group."""
+    block: int | None = None
+    """Number of the block that the case is of its stack; None: it is a whole stack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,10 +48,25 @@ class Folds:
     __pydantic_config__ = STRICT
     count: int = 5
     """Number of folds."""
-    by: Literal["case", "group"] = "case"
+    by: Literal["case", "group", "block"] = "case"
     """``case``: plain shuffled KFold over cases.
 
     ``group``: cases of one group (scroll, patient) stay on one side.
+    ``block``: for one big stack or a few. Each is divided along one axis into ``count`` consecutive
+    blocks, which are cases ``ID@0``, ``ID@1``, ... of their own; block k of every stack is held out
+    in fold k. Groups then do not matter for the folds.
+    """
+    margin: int = 16
+    """``by: block``: slices between neighbouring blocks that belong to no block.
+
+    Neighbouring slices are near copies. Without a margin the network is trained on some that are
+    as good as held out, and scores are too high.
+    """
+    axis: int | None = None
+    """``by: block``: axis that stacks are divided along, in the order of their arrays.
+
+    0 is Z of TIFF, Zarr and NumPy volumes, X of NIfTI, MetaImage, NRRD and DICOM, and Y of
+    pictures. ``null``: the longest axis of each stack in voxels, the first of several.
     """
     file: str | None = None
     """Own folds instead: a JSON list of ``{"train": [ids], "val": [ids]}``, one for each fold.
@@ -84,6 +99,14 @@ class Folds:
             self.count <= MOST_FOLDS,
             f"data.folds.count is {self.count}, must be at most {MOST_FOLDS}.",
             "data.folds.count",
+        )
+        require_at_least(0, "data.folds", margin=self.margin)
+        require(
+            self.file is None or self.by != "block",
+            "data.folds.by is block, which makes the folds itself, and data.folds.file names"
+            " others. Keep one.",
+            "data.folds.by",
+            "data.folds.file",
         )
 
 
@@ -468,6 +491,13 @@ class Data:
             "data.frames.padded",
         )
         require_at_least(0, "data", workers=self.workers)
+        axis = self.folds.axis
+        require(
+            axis is None or 0 <= axis < self.dims,
+            f"data.folds.axis is {axis}, must be from 0 to {self.dims - 1} (data.dims is"
+            f" {self.dims}), or null.",
+            "data.folds.axis",
+        )
         self._require_labels()
         self._check_space()
 

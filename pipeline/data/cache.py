@@ -143,12 +143,15 @@ def build(
         text = require_room(cases, properties, settings, folder)
         if text is not None:
             logger.warning(text)
-        return parallel(
-            lambda pair: _cache_case(*pair, settings, arrays_folder(folder, settings)),
-            pairs,
-            progress,
-            workers,
-        )
+        try:
+            return parallel(
+                lambda pair: _cache_case(*pair, settings, arrays_folder(folder, settings)),
+                pairs,
+                progress,
+                workers,
+            )
+        finally:
+            files.forget()
 
 
 def arrays_folder(folder: Path, settings: config.Config, kind: str = "arrays") -> Path:

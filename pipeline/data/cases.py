@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import config, files
+from pipeline.data import blocks
 from pipeline.data.groups import groups_by_pattern, groups_from_csv
 from pipeline.data.layouts import (
     Search,
@@ -49,8 +50,9 @@ def find(data: config.Data, kinds: Mapping[str, str], root: Path) -> Found:
     """Find the cases of a data set.
 
     ``split.json`` of the layout ``folders`` moves images to the test cases, which need no targets
-    but keep those that exist. Never raises for bad data: ``faults`` lists all of it. Rows of
-    train.csv without files are a warning.
+    but keep those that exist. With ``data.folds.by: block`` the training cases are blocks of stacks
+    (:mod:`pipeline.data.blocks`), for which headers are read. Never raises for bad data: ``faults``
+    lists all of it. Rows of train.csv without files are a warning.
 
     Args:
         data: section ``data`` of the config.
@@ -76,6 +78,8 @@ def find(data: config.Data, kinds: Mapping[str, str], root: Path) -> Found:
         train = groups_from_csv(
             search, train, [c.id for c in test], optional=layout != "competition"
         )
+    if data.folds.by == "block":
+        train = blocks.divide(search, train, data)
     _report_long_ids(search, train)
     if not train and not any(f.severity == "error" for f in search.faults):
         search.faults.append(no_images(data, root))

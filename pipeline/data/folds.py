@@ -32,7 +32,8 @@ def split(
 
     ``by: case`` without equal images is exactly
     ``sklearn.model_selection.KFold(count, shuffle=True, random_state=seed)`` over the sorted ids;
-    ``by: group`` is its ``GroupKFold`` with shuffled groups.
+    ``by: group`` is its ``GroupKFold`` with shuffled groups; ``by: block`` holds out block k of
+    every stack in fold k.
 
     Args:
         cases: cases to train and validate on.
@@ -44,8 +45,11 @@ def split(
         One split per fold; every case is validated on once.
 
     Raises:
-        UserError: where there is too little to split, or a case has no group with ``by: group``.
+        UserError: where there is too little to split, a case has no group with ``by: group``, or is
+            no block with ``by: block``.
     """
+    if folds.by == "block":
+        return _by_block(cases, contents, folds.count)
     # Imported here: it takes 1 to 2 s, and only this function needs it.
     from sklearn.model_selection import GroupKFold, KFold
 
@@ -61,6 +65,35 @@ def split(
     return [
         Split(train=tuple(ids[i] for i in train), val=tuple(ids[i] for i in val))
         for train, val in index_pairs
+    ]
+
+
+def _by_block(cases: Sequence[Case], contents: Mapping[str, str], count: int) -> list[Split]:
+    """Block k of every stack is held out in fold k."""
+    whole = sorted(case.id for case in cases if case.block is None)
+    if whole:
+        raise UserError(
+            f"data.folds.by is 'block', but {len(whole)} of {len(cases)} cases could not be"
+            f" divided: {', '.join(whole[:10])}. A line about the files of each says why; mend"
+            " that, or set data.folds.by=case."
+        )
+    number = {case.id: case.block for case in cases}
+    by_content: dict[str, list[str]] = {}
+    for name in sorted(number):
+        by_content.setdefault(contents.get(name) or f"no content: {name}", []).append(name)
+    equal = [ids for ids in by_content.values() if len({number[i] for i in ids}) > 1]
+    if equal:
+        raise UserError(
+            f"blocks of different folds hold equal images: {'; '.join(map(', '.join, equal[:10]))}."
+            " Take copies of stacks away, or set data.folds.count, axis or margin so that blocks"
+            " differ."
+        )
+    return [
+        Split(
+            train=tuple(sorted(i for i, k in number.items() if k != fold)),
+            val=tuple(sorted(i for i, k in number.items() if k == fold)),
+        )
+        for fold in range(count)
     ]
 
 

@@ -355,12 +355,13 @@ def file_stamp(path: Path) -> dict[str, Any]:
         ``name``, ``size`` in bytes, ``mtime_ns`` in nanoseconds (both -1 where there is no such
         file); of a folder also ``files``, their number.
     """
+    whole = files.split_selection(path)[0]
     try:
-        stat = files.split_selection(path)[0].stat()
+        stat = whole.stat()
     except OSError:
         return {"name": path.name, "size": -1, "mtime_ns": -1}
     parts = files.parts(path)
-    if parts != [path]:  # a folder, or a header: what changes inside does not change it
+    if parts != [whole]:  # a folder, or a header: what changes inside does not change it
         inside = [p.stat() for p in parts]
         size, newest = (
             sum(s.st_size for s in inside),

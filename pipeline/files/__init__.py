@@ -5,6 +5,7 @@ only read. Every file is written whole or not at all. Arrays larger than memory 
 :func:`view` and written from :class:`Rows`, slab by slab.
 """
 
+from pipeline.files.boxes import forget, with_box
 from pipeline.files.documents import checked, parse, read_document, read_json, shown
 from pipeline.files.durable import (
     DiskError,
@@ -30,6 +31,7 @@ from pipeline.files.names import (
     INSTEAD,
     SUFFIXES,
     as_text,
+    box_text,
     case_id,
     format_suffix,
     is_dicom_folder,
@@ -52,10 +54,12 @@ __all__ = [
     "Rows",
     "absence",
     "as_text",
+    "box_text",
     "case_id",
     "checked",
     "checksum",
     "dims_of",
+    "forget",
     "format_suffix",
     "free_bytes",
     "geometry",
@@ -89,6 +93,7 @@ __all__ = [
     "suffix",
     "view",
     "whole",
+    "with_box",
     "write",
     "write_bytes",
     "write_json",

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline.files import dicom, metaimage, nifti, npy, nrrd, pictures, tiff
+from pipeline.files import boxes, dicom, metaimage, nifti, npy, nrrd, pictures, tiff
 from pipeline.files.durable import whole
 from pipeline.files.errors import AGAIN, FileError, guarded
 from pipeline.files.names import (
@@ -25,6 +25,7 @@ from pipeline.files.names import (
     INSTEAD,
     SUFFIXES,
     WRITABLE,
+    box_text,
     format_suffix,
     split_selection,
     suffix,
@@ -84,14 +85,24 @@ def probe(path: Path, dims: int) -> Probe:
         Shape and dtype, or the problem.
     """
     try:
-        shape, dtype = guarded(path, lambda: _format(path).probe(path, dims))
+        shape, dtype = _probed(path, dims)
         return Probe(shape=shape, dtype=dtype, problem=None)
     except FileError as error:
         return Probe(shape=(), dtype="", problem=error.problem, suggestion=error.suggestion)
 
 
+def _probed(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
+    """Shape ``(C, *S)`` and dtype of an image or of a box of it."""
+    whole = boxes.source(path)
+    with boxes.naming(path, whole):
+        shape, dtype = guarded(whole, lambda: _format(whole).probe(whole, dims))
+        if box_text(path) is not None:
+            shape = (shape[0], *boxes.size_of(boxes.box_of(path, shape[1:])))
+        return shape, dtype
+
+
 def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geometry]:
-    """Read an image file into memory.
+    """Read an image file, or a box of it (:mod:`pipeline.files.boxes`), into memory.
 
     Palettes become RGB, with ``labels`` (and in volumes) their indices, or 0 and 255 where an image
     is black and white. Alpha is dropped, bool becomes uint8, and a 2D image is turned upright by
@@ -113,7 +124,14 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
         FileError: where the file cannot be read to the last pixel or does not have ``dims`` space
             axes.
     """
+    if box_text(path) is not None:
+        return _read_box(path, dims, labels)
     array, geometry = guarded(path, lambda: _format(path).read(path, dims, labels))
+    return _checked_values(path, array), geometry
+
+
+def _checked_values(path: Path, array: np.ndarray) -> np.ndarray:
+    """The array in native byte order; bool as uint8. Raises FileError for what is no number."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "uif":
@@ -122,7 +140,39 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
         )
     if array.size == 0:
         raise FileError(path, f"holds no pixel, shape {array.shape}")
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")), geometry
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _read_box(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
+    """Read a box of an image: slab by slab where its format can, else the whole is decoded."""
+    whole = boxes.source(path)
+    with boxes.naming(path, whole):
+        if _is_sliced(whole, dims):
+            with _opened(whole, dims) as (rows, geometry):
+                box = boxes.box_of(path, rows.shape[1:])
+                array = boxes.loaded(path, rows, box)
+        else:
+            parts_of = parts(whole)
+            array, geometry = guarded(
+                whole,
+                lambda: boxes.decoded(
+                    (whole, dims, labels),
+                    parts_of,
+                    lambda: guarded(whole, lambda: _format(whole).read(whole, dims, labels)),
+                ),
+            )
+            box = boxes.box_of(path, array.shape[1:])
+            array = np.asarray(boxes.cut(array, box))
+        return _checked_values(path, array), boxes.moved(geometry, box)
+
+
+def _is_sliced(path: Path, dims: int) -> bool:
+    """Whether :func:`view` gives the values of :func:`read`, whatever they mean, slab by slab.
+
+    Pictures in TIFF have palettes, orientations and greys of few bits.
+    """
+    form = _format(path)
+    return hasattr(form, "view") and not (form is tiff and dims == 2)
 
 
 @contextlib.contextmanager
@@ -140,6 +190,21 @@ def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
     Raises:
         FileError: as :func:`read` does, also from a slice that cannot be read.
     """
+    whole = boxes.source(path)
+    if box_text(path) is None:
+        with _opened(path, dims) as found:
+            yield found
+    elif not _is_sliced(whole, dims):
+        yield _read_box(path, dims, labels=False)
+    else:
+        with boxes.naming(path, whole), _opened(whole, dims) as (rows, place):
+            box = boxes.box_of(path, rows.shape[1:])
+            yield boxes.cut(rows, box), boxes.moved(place, box)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
+    """A whole image, read as it is sliced where its format can."""
     form = _format(path)
     with contextlib.ExitStack() as stack:
         if not hasattr(form, "view"):
@@ -180,7 +245,13 @@ def geometry(path: Path, dims: int) -> Geometry:
     Raises:
         FileError: where the header cannot be read or does not have ``dims`` space axes.
     """
-    return guarded(path, lambda: _format(path).geometry(path, dims))
+    whole = boxes.source(path)
+    with boxes.naming(path, whole):
+        found = guarded(whole, lambda: _format(whole).geometry(whole, dims))
+        if box_text(path) is None:
+            return found
+        size = guarded(whole, lambda: _format(whole).probe(whole, dims))[0][1:]
+        return boxes.moved(found, boxes.box_of(path, size))
 
 
 def dims_of(path: Path) -> int:
@@ -274,7 +345,9 @@ def write(
 
 
 def _require_writable_format(path: Path) -> None:
-    """Raise UserError for a format that is only read."""
+    """Raise UserError for a format that is only read, and for a box of an image."""
+    if box_text(path) is not None:
+        raise UserError(f"{path}: a box of an image can only be read. Name a file of its own.")
     known = suffix(path)
     if known in INSTEAD and _FORMATS[known] is not pictures:  # which say it themselves
         raise UserError(

@@ -44,28 +44,74 @@ WRITABLE = tuple(s for s in SUFFIXES if s not in READ_ONLY)
 """Formats that can be written."""
 
 
-SELECTION = re.compile(r"(.+\.zarr)(#[^/#]*)", re.DOTALL | re.IGNORECASE)
-"""Name of a Zarr and what is chosen of it, such as ``scan.ome.zarr#level=1,time=0``."""
+SELECTION = re.compile(r"(.+\.zarr)(#[^/#]*)|(.+)(#box=[0-9:x]*)", re.DOTALL | re.IGNORECASE)
+"""Name of a Zarr and what is chosen of it, such as ``scan.ome.zarr#level=1,time=0``.
+
+Or name of any image and a box of it, such as ``stack.tif#box=0:200x:x:``.
+"""
+
+BOX = "box="
+"""Begins the choice of a box of voxels (:mod:`pipeline.files.boxes`)."""
 
 
 def split_selection(path: Path) -> tuple[Path, str]:
-    """Split a path of a Zarr into its folder and what is chosen of it.
+    """Split a path into its file or folder and what is chosen of it.
 
     Args:
-        path: such as ``scan.ome.zarr#level=1,time=0``. A folder or a link that itself has such a
-            name is the folder of the choice in its name.
+        path: such as ``scan.ome.zarr#level=1,time=0`` or ``stack.tif#box=0:200x:x:``. A folder or a
+            link that itself has such a name is the folder of the choice in its name.
 
     Returns:
-        The folder, and the choice with its ``#``; empty where nothing is chosen.
+        The file or folder, and the choice with its ``#``; empty where nothing is chosen.
     """
-    match = SELECTION.fullmatch(path.name)
-    if match is None:
-        return path, ""
-    return path if os.path.lexists(path) else path.with_name(match[1]), match[2]
+    base, choice = _divided(path.name)
+    if not choice or os.path.lexists(path):
+        return path, choice
+    named = path.with_name(without_box(path.name))
+    return named if os.path.lexists(named) else path.with_name(base), choice
+
+
+def without_box(name: str) -> str:
+    """A name without the box that it chooses; what else it chooses stays.
+
+    Args:
+        name: name of a file.
+
+    Returns:
+        The name that chooses no box.
+
+    Example:
+        >>> without_box("a.tif#box=0:2x:x:"), without_box("a.zarr#level=1,box=:x2:3")
+        ('a.tif', 'a.zarr#level=1')
+    """
+    base, choice = _divided(name)
+    kept = [part for part in choice[1:].split(",") if not part.startswith(BOX)]
+    return base + ("#" + ",".join(kept) if choice and any(kept) else "") if choice else name
+
+
+def box_text(path: Path) -> str | None:
+    """The box that a path chooses, as it is written.
+
+    Args:
+        path: path of an image.
+
+    Returns:
+        Text such as ``0:200x:x:``; None where no box is chosen. Several boxes are joined by commas,
+        and so are none that can be read.
+    """
+    choice = _divided(path.name)[1]
+    found = [part[len(BOX) :] for part in choice[1:].split(",") if part.startswith(BOX)]
+    return ",".join(found) if found else None
+
+
+def _divided(name: str) -> tuple[str, str]:
+    """A name without what is chosen, and the choice with its ``#``."""
+    match = SELECTION.fullmatch(name)
+    return (name, "") if match is None else (match[1] or match[3], match[2] or match[4])
 
 
 def suffix(path: Path | str) -> str:
-    """The known suffix of a file name, without what is chosen of a Zarr.
+    """The known suffix of a file name, without what is chosen of it.
 
     Args:
         path: path or name.
@@ -100,10 +146,8 @@ def stem(path: Path | str) -> str:
 
 
 def _whole_name(path: Path | str) -> str:
-    """File name without what is chosen of a Zarr."""
-    name = Path(path).name
-    match = SELECTION.fullmatch(name)
-    return match[1] if match else name
+    """File name without what is chosen of the file."""
+    return _divided(Path(path).name)[0]
 
 
 def case_id(path: Path | str) -> str:
@@ -123,7 +167,7 @@ def case_id(path: Path | str) -> str:
         True
     """
     whole = not suffix(path) and is_dicom_folder(path)
-    return unicodedata.normalize("NFC", Path(path).name if whole else stem(path))
+    return unicodedata.normalize("NFC", _whole_name(path) if whole else stem(path))
 
 
 @contextlib.contextmanager
@@ -189,6 +233,7 @@ def is_dicom_folder(path: Path | str) -> bool:
     Returns:
         False for files, and for folders that hold an image of another format.
     """
+    path = split_selection(Path(path))[0]
     if not os.path.isdir(path) or suffix(path) in FOLDERS:
         return False
     try:

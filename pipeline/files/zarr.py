@@ -21,7 +21,7 @@ import zarr
 
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import check_memory
-from pipeline.files.names import split_selection
+from pipeline.files.names import BOX, split_selection
 from pipeline.files.pixels import LazyArray, Rows, slabs
 from pipeline.files.zarr_limits import Folder, check_array, check_metadata
 from pipeline.records import Geometry
@@ -51,6 +51,8 @@ def _selection(path: Path) -> tuple[Path, Selection]:
     folder, text = split_selection(path)
     found: dict[str, int] = {}
     for part in text[1:].split(",") if text else ():
+        if part.startswith(BOX):  # of a link of such a name; it is cut by whoever reads
+            continue
         key, _, value = part.partition("=")
         if key not in ("level", "time") or key in found or not _is_index(value):
             raise FileError(

@@ -232,8 +232,9 @@ def stamp(path: Path) -> list[Any]:
     Returns:
         Name, number of files, bytes, and latest time of change in nanoseconds.
     """
+    whole = files.split_selection(path)[0]
     inside = [
-        p.stat() for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()
+        p.stat() for p in ([whole] if whole.is_file() else sorted(whole.rglob("*"))) if p.is_file()
     ]
     return [
         path.name,

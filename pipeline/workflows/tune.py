@@ -403,7 +403,8 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
         i
         for i in ids
         if any(
-            role not in files_of.get(i, {}) or not os.path.isfile(files_of[i][role])
+            role not in files_of.get(i, {})
+            or files.absence(files.split_selection(files_of[i][role])[0])
             for role in needed
         )
     ]
@@ -455,7 +456,8 @@ def with_spacings(
 
 
 def _stamp(path: Path) -> str:
-    return f"{path.stat().st_mtime_ns} {path.stat().st_size}"
+    found = files.split_selection(path)[0].stat()
+    return f"{found.st_mtime_ns} {found.st_size}"
 
 
 def choose_metric(name: str | None, config: Config) -> NamedOptions:

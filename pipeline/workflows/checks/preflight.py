@@ -259,8 +259,14 @@ def log_found(config: Config, found: Examined) -> None:
         config: names the data set folder.
         found: the cases.
     """
+    stacks = sum(case.block == 0 for case in found.cases)
+    what = (
+        f"blocks of {stacks} {'stack' if stacks == 1 else 'stacks'}"
+        if stacks
+        else "image-label pairs"
+    )
     logger.info(
-        f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}),"
+        f"Found {len(found.cases)} {what} in {config.data.root} (layout {found.layout}),"
         f" {found.tests} test images"
     )
 
@@ -384,6 +390,8 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
     rules, own = config.data.folds, own_splits.path_of(config.data)
     contents = {f.id: f.content for f in data.properties}
     about: dict[str, Any] = {"seed": config.seed, "by": rules.by, "count": rules.count}
+    if rules.by == "block":
+        about |= {"margin": rules.margin, "axis": rules.axis}
     if own is not None:
         checked = own_splits.splits(own, data.cases, contents, rules)
         about["file"] = files.sha256(own)
@@ -395,12 +403,14 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
     )
 
 
-def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
+def run_problems(start: Start, found: Examined, config: Config | None = None) -> Iterator[Problem]:
     """Check that the cases are those of the run that goes on.
 
     Args:
         start: an existing run.
         found: the cases.
+        config: the resolved config, whose own changes are listed first: other blocks of a stack are
+            other cases; None: it was compared already.
 
     Yields:
         At most one problem, which lists all changes.
@@ -409,6 +419,8 @@ def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
         changes = start.run.changed_cases(
             case_properties.case_listing(found.cases, found.properties)
         )
+        if changes and config is not None:
+            changes = [*start.run.changed_settings(config), *changes]
     except UserError as error:
         yield Problem(str(error))
         return
@@ -428,7 +440,7 @@ def check_folds(config: Config, found: Examined, start: Start) -> None:
         UserError: where the cases are not those of a run that goes on, cannot be split, or leave a
             fold nothing to learn from.
     """
-    changed = list(run_problems(start, found)) if start.continues else []
+    changed = list(run_problems(start, found, config)) if start.continues else []
     problems = changed or list(fold_problems(config, start, found))
     for problem in problems:
         if problem.severity == "warning":
