@@ -32,13 +32,13 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
             yield above[depth - 1], name
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "plan", "predict", "evaluate"])
 def test_a_walk_goes_down(command: str) -> None:
     known = modules()
     walk = list(
         steps(
             re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:][
-                ["train", "predict", "evaluate"].index(command)
+                ["train", "plan", "predict", "evaluate"].index(command)
             ]
         )
     )

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import Data, Patch
+from pipeline.data import blocks
 from pipeline.planning import names
 from pipeline.planning.fingerprint import Fingerprint
 from pipeline.planning.ground import Ground, channel_names
 from pipeline.planning.settings import Setting
+from pipeline.planning.topology import shape_text
 from pipeline.records import UserError
 
 FOLDS = 5
@@ -183,7 +186,7 @@ def _folds(ground: Ground) -> Iterator[Setting]:
     """How many folds, and what stays together."""
     found = ground.fingerprint
     count = len(found.cases)
-    if count <= _few(ground):
+    if count == 1:
         yield from _block_folds(ground)
         return
     groups = set(found.groups.values())
@@ -201,11 +204,6 @@ def _folds(ground: Ground) -> Iterator[Setting]:
         yield Setting("data.folds.pattern", proposal.pattern, proposal.text, True)
 
 
-def _few(ground: Ground) -> int:
-    """Cases up to which each is divided, since folds over cases would leave next to nothing."""
-    return 1 if ground.fingerprint.cases else 0
-
-
 def _count_reason(have: int, what: str) -> str:
     return "" if have >= FOLDS else f"there are {have} {what}"
 
@@ -213,14 +211,19 @@ def _count_reason(have: int, what: str) -> str:
 def _block_folds(ground: Ground) -> Iterator[Setting]:
     """Folds within one large image."""
     case = ground.fingerprint.cases[0]
-    length = max(case.shape)
-    patch = max(ground.configuration.patch)
-    yield Setting("data.folds.count", FOLDS, "")
+    longest = max(range(len(case.shape)), key=lambda axis: case.shape[axis])
+    patch = [1] * len(case.shape)
+    patch[longest] = ground.patch[ground.axes.of(case).index(longest)]
+    rules = blocks.fitting([case.shape], Data(dims=len(patch), patch=Patch(size=tuple(patch))))  # type: ignore[arg-type]
+    if rules is None:
+        raise UserError(
+            f"{ground.fingerprint.root} holds one image of {shape_text(case.shape)} voxels, too"
+            f" small to be divided into blocks as long as a patch ({patch[longest]}) for"
+            " cross-validation. Add images."
+        )
+    count, margin = rules.folds.count, rules.folds.margin
+    yield Setting("data.folds.count", count, f"blocks of the one image, {case.shape[longest]} long")
+    yield Setting("data.folds.by", "block", "one image: parts of it are held out, no voxel twice")
     yield Setting(
-        "data.folds.by", "block", f"one image, so {FOLDS} blocks along its longest side ({length})"
-    )
-    yield Setting(
-        "data.folds.margin",
-        min(max(patch // 4, 8), max(length // (4 * FOLDS), 1)),
-        "voxels between blocks that nobody sees: neighbouring slices are near copies",
+        "data.folds.margin", margin, "slices between blocks that nobody sees: they are near copies"
     )
