@@ -517,8 +517,8 @@ class _Bench:
 
     def _step(self, job: FoldJob, now: TrainingState, number: int, batch: Mapping) -> None:
         """One step, of which ``train.accumulate`` make an update."""
-        share = job.config.train.accumulate
-        loop.training_step(job, now, number % max(share, 1), batch)
+        share = min(job.config.train.accumulate, len(job.train_loader))
+        loop.training_step(job, now, number % share, batch)
 
     def _peak(
         self, job: FoldJob, now: TrainingState, saved: SavedTensors | None, batch: Mapping

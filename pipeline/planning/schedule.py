@@ -6,7 +6,9 @@ Pure arithmetic on a measured :class:`pipeline.planning.cost.Cost`: nothing is r
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,12 +179,8 @@ def schedule_for(
     if not (math.isfinite(minutes) and minutes > 0):
         raise UserError(f"--minutes is {minutes:g}, must be a positive number of minutes.")
     budget = 60 * minutes * (1 - safety)
-    best: tuple[int, int] | None = None
-    for epochs, steps in _candidates(least):
-        if seconds_of(cost, work, epochs, steps) <= budget and (
-            best is None or epochs * steps > best[0] * best[1]
-        ):
-            best = epochs, steps
+    fitting = (pair for pair in _candidates(least) if seconds_of(cost, work, *pair) <= budget)
+    best = next(fitting, None)
     if best is None:
         raise UserError(_too_short(minutes, cost, work, safety, least))
     found = broken_down(cost, work, best[0], [best[1]] * len(work.folds))
@@ -219,15 +217,15 @@ def _require_fit(cost: Cost) -> None:
         )
 
 
-def _candidates(least: int) -> Iterator[tuple[int, int]]:
-    """Epochs and steps of all schedules with at least so many steps, none twice."""
+@functools.cache
+def _candidates(least: int) -> tuple[tuple[int, int], ...]:
+    """Epochs and steps of all schedules with at least so many steps, the longest first."""
+    found = [(epochs, STEPS) for epochs in range(EPOCHS, MOST_EPOCHS + 1)]
     for steps in range(max(1, least // EPOCHS), STEPS):
-        # Up to the number of steps with which one more fits into each of 40 epochs.
-        for epochs in range(EPOCHS, (EPOCHS * (steps + 1) - 1) // steps + 1):
-            if epochs * steps >= least:
-                yield epochs, steps
-    for epochs in range(max(EPOCHS, -(-least // STEPS)), MOST_EPOCHS + 1):
-        yield epochs, STEPS
+        # Up to the number of epochs from which one more step would fit into each of 40.
+        epochs = range(EPOCHS, (EPOCHS * (steps + 1) - 1) // steps + 1)
+        found += [(n, steps) for n in epochs if n * steps >= least]
+    return tuple(sorted(found, key=lambda pair: -pair[0] * pair[1]))
 
 
 def fold_seconds(
@@ -287,8 +285,12 @@ def seconds_of(cost: Cost, work: Workload, epochs: int, steps: int) -> float:
     Returns:
         Their sum.
     """
-    folds = (fold_seconds(cost, work, n, epochs, steps) for n in range(len(work.folds)))
-    return sum(_once(cost, work).values()) + sum(sum(fold.values()) for fold in folds)
+    alike = Counter(work.held_out)  # folds with as many held-out cases take as long
+    folds = sum(
+        count * sum(fold_seconds(cost, work, work.held_out.index(held), epochs, steps).values())
+        for held, count in alike.items()
+    )
+    return sum(_once(cost, work).values()) + folds
 
 
 def broken_down(cost: Cost, work: Workload, epochs: int, steps: Sequence[int]) -> Schedule:

@@ -1,11 +1,12 @@
 """Seconds of a training as planning foresees them beside those that it takes, part by part.
 
     python tests/benchmarks/planned_time.py CONFIG DATA [--minutes N] [--fold 0] [--out FOLDER]
-        [--set data.patch.steps=5 train.epochs=4 ...]
+        [--cpu-time] [--set data.patch.steps=5 train.epochs=4 ...]
 
 The cost is measured first, then the folds are trained in a process of their own, whose functions
 are timed from outside. With ``--minutes`` epochs and steps are those of the schedule. On a machine
-that others use, repeat it: both sides see the same crowd only on average.
+that others use, ``--cpu-time`` with OMP_NUM_THREADS=1 counts seconds of the processor instead of
+those of the clock on both sides.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -114,6 +116,12 @@ def sample_of(config: Any, found: Any, facts: Any) -> Any:
     return sample, size
 
 
+def children_seconds() -> float:
+    """Processor seconds of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config")
@@ -122,8 +130,11 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0, help="-1: all folds")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out")
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--set", nargs="*", default=[])
     given = parser.parse_args()
+    if given.cpu_time:
+        time.perf_counter = time.process_time
     from pipeline.data import cases, properties
     from pipeline.inference import devices
     from pipeline.planning import cost as costs
@@ -135,7 +146,13 @@ def main() -> None:
     found = cases.find(config.data, config.targets, Path(given.data)).train
     facts = properties.examine(found, config, None, write=False)
     sample, size = sample_of(config, found, facts)
-    cost = costs.measure(config, sample, devices.resolve(given.device), print)
+    cost = costs.measure(
+        config, sample, devices.resolve(given.device), print, start=not given.cpu_time
+    )
+    if given.cpu_time:
+        began = children_seconds()
+        subprocess.run([sys.executable, "-c", "import pipeline.workflows.train"], check=True)
+        cost = dataclasses.replace(cost, start=children_seconds() - began)
     folds = None if given.fold == -1 else [given.fold]
     work = schedules.workload(len(found), config.data.folds.count, config, folds, size)
     words = [*given.set]
@@ -148,18 +165,20 @@ def main() -> None:
     print("\n".join(schedules.lines(cost, plan)))
     with tempfile.TemporaryDirectory() as folder:
         out = given.out or f"{folder}/run"
-        command = [sys.executable, __file__, "--child", f"{folder}/parts.json"]
+        clock = "--child-cpu" if given.cpu_time else "--child"
+        command = [sys.executable, __file__, clock, f"{folder}/parts.json"]
         command += ["--config", given.config, "--data-dir", given.data, "--out", out]
         command += ["--fold", str(given.fold), "--device", given.device]
         command += ["--set", *words] if words else []
-        began = time.perf_counter()
+        now = children_seconds if given.cpu_time else time.perf_counter
+        began = now()
         subprocess.run(
             command,
             check=True,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        total = time.perf_counter() - began
+        total = now() - began
         actual = json.loads(Path(folder, "parts.json").read_text())
     actual["start"] = total - sum(actual.values())
     print(f"{'part':12}{'planned':>10}{'actual':>10}{'actual / planned':>20}")
@@ -176,7 +195,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    if sys.argv[1:2] == ["--child"]:
+    if sys.argv[1:2] == ["--child-cpu"]:
+        time.perf_counter = time.process_time
+    if sys.argv[1:2] in (["--child"], ["--child-cpu"]):
         child(sys.argv[2], sys.argv[3:])
     else:
         main()
