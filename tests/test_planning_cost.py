@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from pipeline import networks
 from pipeline.config import Config, from_dict
+from pipeline.planning import bench, topology
 from pipeline.planning import cost as costs
-from pipeline.planning.cost import Cost, SavedTensors, estimated_memory, measure
+from pipeline.planning.cost import Cost, measure
+from pipeline.planning.memory import SavedTensors, elements_to_bytes, estimated_memory
 from pipeline.planning.sample import SampleCase, cut_size, objects, write_case
 from pipeline.planning.schedule import (
     EPOCHS,
@@ -77,8 +79,8 @@ def small(**data: Any) -> Config:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A few steps, and temporary folders where a test sees them."""
-    monkeypatch.setattr(costs, "DRAWING", 0.02)
-    monkeypatch.setattr(costs, "STEPPING", 0.02)
+    monkeypatch.setattr(bench, "DRAWING", 0.02)
+    monkeypatch.setattr(bench, "STEPPING", 0.02)
     monkeypatch.setattr(costs, "_start_seconds", lambda: 1.5)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -89,8 +91,8 @@ def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def measured() -> Cost:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "DRAWING", 0.02)
-        patch.setattr(costs, "STEPPING", 0.02)
+        patch.setattr(bench, "DRAWING", 0.02)
+        patch.setattr(bench, "STEPPING", 0.02)
         return measure(small(), CASE, "cpu", start=False)
 
 
@@ -131,7 +133,7 @@ def test_an_interrupted_measurement_leaves_nothing(
         assert list(tmp_path.iterdir()), "the folder is there while it measures"
         raise error
 
-    monkeypatch.setattr(costs, "validate", fail)
+    monkeypatch.setattr(bench, "validate", fail)
     state = torch.get_rng_state()
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         measure(small(), CASE, "cpu")
@@ -143,7 +145,7 @@ def test_too_little_memory_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
 
-    monkeypatch.setattr(costs.loop, "training_step", fail)
+    monkeypatch.setattr(bench.loop, "training_step", fail)
     found = measure(small(), CASE, "cpu")
     assert not found.fits
     assert found.problem == "CUDA out of memory. Tried to allocate 20.00 GiB."
@@ -156,7 +158,7 @@ def test_too_little_memory_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_the_cpu_a_vast_step_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "available_memory", lambda: 1000)
-    monkeypatch.setattr(costs, "_Bench", None)
+    monkeypatch.setattr(costs, "Bench", None)
     found = measure(small(), CASE, "cpu")
     assert not found.fits
     assert found.memory > 1000
@@ -421,3 +423,28 @@ def test_lines_say_memory_and_time() -> None:
     assert "expected 5.1 GB, measured 4.9 GB" in found[0]
     assert "of 1:00:00 (8% kept free) for 5 folds" in found[2]
     assert "training" in found[3]
+
+
+def test_half_precision_keeps_half() -> None:
+    config = small(patch={"size": [32, 32, 32], "batch": 4})
+    half = dataclasses.replace(config, train=dataclasses.replace(config.train, amp="fp16"))
+    full = estimated_memory(config, 1, 3)
+    assert full == estimated_memory(half, 1, 3)
+    found = estimated_memory(half, 1, 3, "cuda")
+    assert full is not None
+    assert found is not None
+    assert 0.45 < found / full < 0.6
+
+
+def test_elements_are_bytes_as_the_networks_keep_them() -> None:
+    plan = topology.topology((1.0, 1.0, 1.0), (32, 32, 32))
+    count = topology.elements(plan, topology.PRESETS["plain"], 3)
+    options = {"channels": list(plan.widths()), "strides": [list(s) for s in plan.strides]}
+    network = {"name": "plain_unet", "options": options}
+    config = from_dict(
+        {**SMALL, "network": network, "data": {**SMALL["data"], "patch": {"size": [32, 32, 32]}}}  # type: ignore[dict-item]
+    )
+    weights = sum(p.numel() * 4 for p in networks.build(config.network, 1, 3, 3).parameters())
+    found = estimated_memory(config, 1, 3)
+    assert found is not None
+    assert (found - 3 * weights) == pytest.approx(elements_to_bytes(count, 2), rel=0.25)
