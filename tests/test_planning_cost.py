@@ -248,8 +248,17 @@ def test_of_a_large_case_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pipeline.planning.sample.LARGEST", 3 * 30**3)
     large = dataclasses.replace(CASE, shape=(60, 80, 70), native=(60, 80, 70))
     assert math.prod(cut_size(large, small())) < 1.3 * 30**3
-    whole, few = measure(small(), large, "cpu"), measure(small(), CASE, "cpu")
-    assert whole.predict > 3 * few.predict
+    share = []
+    few_tiles = bench.Bench._few_tiles
+    monkeypatch.setattr(
+        bench.Bench, "_few_tiles", lambda *a: share.append(few_tiles(*a)) or share[-1]
+    )
+    measure(small(), large, "cpu")
+    part, times = share[0]
+    assert math.prod(part.image.shape) < 30**3
+    assert times > 5
+    measure(small(), dataclasses.replace(large, shapes=((60, 80, 70), (60, 80, 210))), "cpu")
+    assert 1.5 * times < share[1][1] < 2.5 * times
 
 
 @pytest.mark.gpu
@@ -316,7 +325,6 @@ def workloads(draw: st.DrawFn) -> Workload:
     work = workload(draw(st.integers(count, 300)), count, folds=folds)
     return dataclasses.replace(
         work,
-        size=draw(st.floats(0.3, 3)),
         validate_every=draw(st.integers(1, 60)),
         preview_every=draw(st.integers(0, 10)),
         averages=draw(st.booleans()),

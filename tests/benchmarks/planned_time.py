@@ -18,7 +18,6 @@ import json
 import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -104,16 +103,15 @@ def sample_of(config: Any, found: Any, facts: Any) -> Any:
     order = sorted(range(len(shapes)), key=lambda n: math.prod(shapes[n]))
     middle = order[len(order) // 2]
     channels = facts[middle].shapes["image"][0]
-    size = statistics.mean(map(math.prod, shapes)) / math.prod(shapes[middle])
-    sample = SampleCase(
+    return SampleCase(
         shape=shapes[middle],
         native=tuple(facts[middle].shapes["image"][1:]),
         channels=channels,
         outputs=TASKS[config.rules].channels(config, channels),
         classes=config.data.classes,
+        shapes=tuple(shapes),
         case=found[middle],
     )
-    return sample, size
 
 
 def children_seconds() -> float:
@@ -145,7 +143,7 @@ def main() -> None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=given.data))
     found = cases.find(config.data, config.targets, Path(given.data)).train
     facts = properties.examine(found, config, None, write=False)
-    sample, size = sample_of(config, found, facts)
+    sample = sample_of(config, found, facts)
     cost = costs.measure(
         config, sample, devices.resolve(given.device), print, start=not given.cpu_time
     )
@@ -154,7 +152,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", "import pipeline.workflows.train"], check=True)
         cost = dataclasses.replace(cost, start=children_seconds() - began)
     folds = None if given.fold == -1 else [given.fold]
-    work = schedules.workload(len(found), config.data.folds.count, config, folds, size)
+    work = schedules.workload(len(found), config.data.folds.count, config, folds)
     words = [*given.set]
     if given.minutes:
         plan = schedules.schedule_for(given.minutes, cost, work)
