@@ -17,7 +17,7 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import networks
+from pipeline import files, networks
 from pipeline.config import Config, from_dict
 from pipeline.planning import bench, topology
 from pipeline.planning import cost as costs
@@ -185,6 +185,15 @@ def test_the_whole_step_is_close_to_the_estimate(measured: Cost) -> None:
     assert 0.8 < measured.memory / estimate < 2
 
 
+def test_a_broken_case_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    case = write_case(CASE, small(), folder)
+    case.image[0].write_bytes(case.image[0].read_bytes()[:1000])
+    with pytest.raises(files.FileError, match=r"image_0\.nii"):
+        measure(small(), dataclasses.replace(CASE, case=case), "cpu")
+
+
 OTHER: dict[str, tuple[dict[str, Any], SampleCase]] = {
     "images": (
         {
@@ -285,8 +294,6 @@ def test_every_class_has_a_voxel(size: list[int], classes: int) -> None:
 
 
 def test_a_made_up_case_has_the_facts(tmp_path: Path) -> None:
-    from pipeline import files
-
     sample = dataclasses.replace(CASE, channels=2, codes="LPS")
     case = write_case(sample, small(), tmp_path)
     image, geometry = files.read(case.image[0], 3)
@@ -321,7 +328,7 @@ cost_records = st.builds(
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
     count = draw(st.integers(2, 10))
-    folds = draw(st.sampled_from([None, [0], ["all"]]))
+    folds: Any = draw(st.sampled_from([None, [0], ["all"]]))
     work = workload(draw(st.integers(count, 300)), count, folds=folds)
     return dataclasses.replace(
         work,

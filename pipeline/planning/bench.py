@@ -122,9 +122,8 @@ class Bench:
         case = measured_case(self.sample, self.config, self.folder)
         copies = [dataclasses.replace(case, id=f"{case.id}_{n}") for n in range(2)]
         facts = properties.examine(copies[:1], self.config, None, write=False, workers=1)
-        for fact in facts:
-            if fact.problems:
-                raise files.FileError(*fact.problems[0])
+        for path, problem, suggestion in facts[0].problems[:1]:
+            raise files.FileError(Path(path), problem, suggestion)
         self.config = resolve.resolved(self.config, facts)
         began = time.perf_counter()
         facts = properties.examine(copies[1:], self.config, None, write=False, workers=1)

@@ -379,18 +379,18 @@ def lines(
 
 
 def _memory_line(cost: Cost, expected_bytes: float | None) -> str:
-    foreseen = "" if expected_bytes is None else f"expected {expected_bytes / 1e9:.1f} GB, "
+    foreseen = "" if expected_bytes is None else f"expected {size(expected_bytes)}, "
     if not cost.fits:
         return (
             f"Memory: {foreseen}one step of {cost.batch} samples does not fit into"
-            f" {cost.device} ({cost.available / 1e9:.1f} GB): {cost.problem}"
+            f" {cost.device} ({size(cost.available)}): {cost.problem}"
         )
     ratio = "" if not expected_bytes else f" ({cost.memory / expected_bytes:.2f} times)"
     text = (
-        f"Memory: {foreseen}{cost.memory_is} {cost.memory / 1e9:.1f} GB for one step of"
+        f"Memory: {foreseen}{cost.memory_is} {size(cost.memory)} for one step of"
         f" {cost.batch} samples{ratio}"
     )
-    return f"{text}; torch holds {cost.reserved / 1e9:.1f} GB" if cost.reserved else text
+    return f"{text}; torch holds {size(cost.reserved)}" if cost.reserved else text
 
 
 def _time_lines(cost: Cost, schedule: Schedule | None) -> Iterator[str]:
@@ -428,3 +428,19 @@ def short(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2f} s"
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def size(number: float) -> str:
+    """A number of bytes with its unit.
+
+    Args:
+        number: of bytes.
+
+    Returns:
+        Gigabytes to a tenth, or megabytes where that says little.
+
+    Example:
+        >>> size(4_920_000_000), size(41_000_000)
+        ('4.9 GB', '41 MB')
+    """
+    return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:.0f} MB"
