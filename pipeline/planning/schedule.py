@@ -30,7 +30,7 @@ SAFETY = 0.08
 CHECKS = 3.0
 """Seconds of the checks of a config: each entry is tried on tiny data."""
 
-REPORT, REPORT_CASE = 2.0, 0.05
+REPORT, REPORT_CASE = 1.5, 0.02
 """Seconds of summary and report, and of each case in them."""
 
 EFFICIENCY = 0.7
@@ -168,7 +168,7 @@ def schedule_for(
         >>> cost = Cost(device="cpu", batch=2, draw=0.1, step=0.4, predict=1.0)
         >>> found = schedule_for(10, cost, workload(20, 5))
         >>> found.epochs, found.steps, round(found.total)
-        (42, 5, 551)
+        (42, 5, 550)
     """
     _require_fit(cost)
     if not (math.isfinite(minutes) and minutes > 0):

@@ -121,7 +121,7 @@ def children_seconds() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config")
     parser.add_argument("data")
     parser.add_argument("--minutes", type=float)
