@@ -8,6 +8,7 @@ import inspect
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,9 +122,8 @@ class Bench:
         case = measured_case(self.sample, self.config, self.folder)
         copies = [dataclasses.replace(case, id=f"{case.id}_{n}") for n in range(2)]
         facts = properties.examine(copies[:1], self.config, None, write=False, workers=1)
-        for fact in facts:
-            if fact.problems:
-                raise files.FileError(*fact.problems[0])
+        for path, problem, suggestion in facts[0].problems[:1]:
+            raise files.FileError(Path(path), problem, suggestion)
         self.config = resolve.resolved(self.config, facts)
         began = time.perf_counter()
         facts = properties.examine(copies[1:], self.config, None, write=False, workers=1)
@@ -132,8 +132,9 @@ class Bench:
         halfway = time.perf_counter()
         cached = derived.attach(cached, self.config, store, reads(self.config.losses))
         native = cached[0].properties.shapes["image"][1:]
-        self.native_ratio = math.prod(self.sample.native) / math.prod(native)
-        self.ratio = self.sample.voxels / math.prod(cached[0].image.shape[1:])
+        larger = self.sample.larger
+        self.native_ratio = larger * math.prod(self.sample.native) / math.prod(native)
+        self.ratio = larger * self.sample.voxels / math.prod(cached[0].image.shape[1:])
         spent = (halfway - began) * self.native_ratio
         spent += (time.perf_counter() - halfway) * self.ratio
         self.found.values["prepare"] = spent
@@ -292,8 +293,12 @@ class Bench:
         held_out.answer_of(config, prediction)
         with self.found.timed("back", device, native):
             answer = held_out.answer_of(config, prediction)
-        with self.found.timed("score", device, native):
-            held_out.score(config, prediction, cached, run.scoring)
+        for _ in range(2):  # the first one loads what metrics need
+            self.found.values.pop("score", 0)
+            with self.found.timed("score", device, native):
+                held_out.score(config, prediction, cached, run.scoring)
+            if self.found.values["score"] > ONCE * native:
+                break
         with self.found.timed("keep", device, self.ratio):
             soft.save(work, soft.as_stored(prediction))
         suffix = TASKS[config.rules].suffix(files.format_suffix(cached.case.image[0]))
@@ -304,9 +309,8 @@ class Bench:
                 baselines.BASELINES[config.task](config, [cached], run.scoring)
 
     def _few_tiles(self, cached: CachedCase, predict_tile: Any) -> tuple[CachedCase, float]:
-        """A part of the case with a few tiles, and how many times as many the median has."""
+        """A part of the case with a few tiles, and how many times as many the mean of cases has."""
         config, shape = self.config, cached.image.shape[1:]
-        whole = tiling(config, self.sample.shape, predict_tile)
         size = list(shape)
         while (few := tiling(config, size, predict_tile)).count() > TILES:
             counts = [len(few.starts(axis)) for axis in range(len(size))]
@@ -323,7 +327,9 @@ class Bench:
             image=cache.Volume(path=path, shape=array.shape, dtype=str(array.dtype)),
             space=type(cached.space)(),
         )
-        return part, _work(whole) / _work(few)
+        sizes = Counter(self.sample.every_shape)
+        works = sum(n * _work(tiling(config, s, predict_tile)) for s, n in sizes.items())
+        return part, works / sizes.total() / _work(few)
 
     def _heads(self, cached: CachedCase, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Heads of the whole case as a trained network might give them: its targets, one voxel off.

@@ -35,7 +35,7 @@ from pipeline.training.fold import memory_hint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a config costs on one device; seconds are of one thing each, cases of median size."""
+    """What a config costs on one device; seconds are of one thing each, of the mean case."""
 
     device: str
     fits: bool = True

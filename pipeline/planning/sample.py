@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import nibabel
@@ -35,6 +36,8 @@ class SampleCase:
         spacing: millimetres between voxels of the file along each axis; None: not known.
         codes: axis codes of the file, such as ``RAS``; None: not known.
         dtype: number type of the image's file.
+        shapes: ``(*S)`` in model space of all cases, over which seconds of a case are means; empty:
+            all are like the median, which has fewer tiles than the mean of cases of mixed sizes.
         case: a real case of about the median size, whose files are read; None, or too large a one:
             a case is made up, of which file formats and shapes of objects are not known.
 
@@ -51,12 +54,23 @@ class SampleCase:
     spacing: tuple[float, ...] | None = None
     codes: str | None = None
     dtype: str = "int16"
+    shapes: tuple[tuple[int, ...], ...] = ()
     case: Case | None = None
 
     @property
     def voxels(self) -> int:
         """Voxels in model space."""
         return math.prod(self.shape)
+
+    @property
+    def every_shape(self) -> tuple[tuple[int, ...], ...]:
+        """Sizes of all cases in model space."""
+        return self.shapes or (self.shape,)
+
+    @property
+    def larger(self) -> float:
+        """Mean voxels of a case over those of the median."""
+        return mean(map(math.prod, self.every_shape)) / self.voxels
 
     @property
     def is_real(self) -> bool:

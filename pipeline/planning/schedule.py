@@ -27,10 +27,10 @@ LEAST = 100
 SAFETY = 0.08
 """Share of the time that is kept free."""
 
-CHECKS = 4.0
+CHECKS = 3.0
 """Seconds of the checks of a config: each entry is tried on tiny data."""
 
-REPORT, REPORT_CASE = 3.0, 0.05
+REPORT, REPORT_CASE = 1.5, 0.02
 """Seconds of summary and report, and of each case in them."""
 
 EFFICIENCY = 0.7
@@ -46,7 +46,6 @@ class Workload:
         training: training cases of each of them.
         held_out: held-out cases of each of them; 0 for fold ``all``.
         cases: all cases of the data set, which are cached.
-        size: mean voxels of a case in model space over those of the median.
         validate_every: epochs between validations.
         per_case: patches of a held-out case in a validation.
         preview_every: epochs between previews; 0: none.
@@ -62,7 +61,6 @@ class Workload:
     training: tuple[int, ...]
     held_out: tuple[int, ...]
     cases: int
-    size: float = 1.0
     validate_every: int = 1
     per_case: int = 1
     preview_every: int = 0
@@ -75,7 +73,6 @@ def workload(
     count: int,
     config: Config | None = None,
     folds: Sequence[FoldName] | None = None,
-    size: float = 1.0,
 ) -> Workload:
     """What training some folds of a config is.
 
@@ -84,7 +81,6 @@ def workload(
         count: number of folds.
         config: how it validates, averages and draws; None: as the defaults of :class:`Workload`.
         folds: those that are trained; None: all numbered ones.
-        size: as of :class:`Workload`.
 
     Returns:
         The workload; cases are divided evenly, as by shuffled folds.
@@ -96,7 +92,6 @@ def workload(
         training=tuple(cases - n for n in held),
         held_out=held,
         cases=cases,
-        size=size,
     )
     if config is None:
         return work
@@ -173,7 +168,7 @@ def schedule_for(
         >>> cost = Cost(device="cpu", batch=2, draw=0.1, step=0.4, predict=1.0)
         >>> found = schedule_for(10, cost, workload(20, 5))
         >>> found.epochs, found.steps, round(found.total)
-        (41, 5, 540)
+        (42, 5, 550)
     """
     _require_fit(cost)
     if not (math.isfinite(minutes) and minutes > 0):
@@ -248,7 +243,6 @@ def fold_seconds(
     times = math.ceil(epochs / work.validate_every) if held else 0
     pictures = math.ceil(epochs / work.preview_every) if work.preview_every and held else 0
     kinds = 2 if work.averages else 1
-    own = held * work.size
     written = times if work.keep_best else 1
     return {
         "setup": cost.setup,
@@ -257,8 +251,8 @@ def fold_seconds(
         "saving": epochs * cost.epoch + pictures * cost.preview + written * cost.model,
         # Of averaged weights batch norms are measured anew, in an epoch without backward passes.
         "averaging": steps * (cost.draw + cost.step / 2) if work.averages else 0.0,
-        "prediction": kinds * own * cost.predict,
-        "scoring": own * (kinds * (cost.score + cost.keep) + cost.back + cost.keep),
+        "prediction": kinds * held * cost.predict,
+        "scoring": held * (kinds * (cost.score + cost.keep) + cost.back + cost.keep),
     }
 
 
@@ -268,8 +262,8 @@ def _once(cost: Cost, work: Workload) -> dict[str, float]:
     every = sum(work.held_out)
     return {
         "start": cost.start + CHECKS + cost.first,
-        "caching": work.cases * work.size * cost.prepare / threads,
-        "report": REPORT + REPORT_CASE * every + every * work.size * cost.baseline,
+        "caching": work.cases * cost.prepare / threads,
+        "report": REPORT + REPORT_CASE * every + every * cost.baseline,
     }
 
 
@@ -385,18 +379,18 @@ def lines(
 
 
 def _memory_line(cost: Cost, expected_bytes: float | None) -> str:
-    foreseen = "" if expected_bytes is None else f"expected {expected_bytes / 1e9:.1f} GB, "
+    foreseen = "" if expected_bytes is None else f"expected {size(expected_bytes)}, "
     if not cost.fits:
         return (
             f"Memory: {foreseen}one step of {cost.batch} samples does not fit into"
-            f" {cost.device} ({cost.available / 1e9:.1f} GB): {cost.problem}"
+            f" {cost.device} ({size(cost.available)}): {cost.problem}"
         )
     ratio = "" if not expected_bytes else f" ({cost.memory / expected_bytes:.2f} times)"
     text = (
-        f"Memory: {foreseen}{cost.memory_is} {cost.memory / 1e9:.1f} GB for one step of"
+        f"Memory: {foreseen}{cost.memory_is} {size(cost.memory)} for one step of"
         f" {cost.batch} samples{ratio}"
     )
-    return f"{text}; torch holds {cost.reserved / 1e9:.1f} GB" if cost.reserved else text
+    return f"{text}; torch holds {size(cost.reserved)}" if cost.reserved else text
 
 
 def _time_lines(cost: Cost, schedule: Schedule | None) -> Iterator[str]:
@@ -434,3 +428,19 @@ def short(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2f} s"
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def size(number: float) -> str:
+    """A number of bytes with its unit.
+
+    Args:
+        number: of bytes.
+
+    Returns:
+        Gigabytes to a tenth, or megabytes where that says little.
+
+    Example:
+        >>> size(4_920_000_000), size(41_000_000)
+        ('4.9 GB', '41 MB')
+    """
+    return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:.0f} MB"
