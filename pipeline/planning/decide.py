@@ -11,6 +11,7 @@ from pipeline.planning import data_settings, names, plan_file, schedule, trainin
 from pipeline.planning.cost import Cost
 from pipeline.planning.fingerprint import Fingerprint
 from pipeline.planning.ground import Ground, PlanRequest, channel_names, ground, share_below_patch
+from pipeline.planning.memory import elements_to_bytes
 from pipeline.planning.precision import Precision
 from pipeline.planning.schedule import Schedule
 from pipeline.planning.settings import Setting, as_config
@@ -18,9 +19,6 @@ from pipeline.planning.topology import shape_text
 
 MINUTES = 60.0
 """Length of a training on a CPU that nobody gave."""
-
-BYTES_PER_ELEMENT = 8 * 2**30 / 5.6e8
-"""nnU-Net's own scale: so many elements of feature maps fit 8 GB, everything else included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,15 +201,13 @@ def costs(plan: DatasetPlan) -> list[str]:
     Returns:
         Lines of text.
     """
-    elements = plan.ground.configuration.elements
+    made = plan.ground.configuration
     expected = None
-    if elements:
-        expected = elements * plan.ground.configuration.batch / 2 * BYTES_PER_ELEMENT
+    if made.elements:
+        expected = elements_to_bytes(made.elements, made.batch, plan.config.train.amp)
     if plan.cost is None:
         text = "not measured: this machine has no CUDA device; plan again where it is trained"
-        known = (
-            "" if expected is None else f"expected {expected / 2**30:.1f} GB by nnU-Net's rule; "
-        )
+        known = "" if expected is None else f"expected {expected / 1e9:.1f} GB; "
         return [f"Memory and time: {known}{text}"]
     return schedule.lines(plan.cost, plan.schedule, expected)
 

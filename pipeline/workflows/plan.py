@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ from pipeline.planning.kept import as_kept
 from pipeline.planning.look import fingerprint_of
 from pipeline.planning.presets import PRESETS
 from pipeline.planning.sample import SampleCase
+from pipeline.planning.schedule import Workload
 from pipeline.progress import bars_shown, progress_callback
 from pipeline.records import Case, UserError
 from pipeline.runs import RunFolder
@@ -189,7 +191,7 @@ def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPl
         )
         config = plan.config
     cost = costs.measure(config, sample, device, lambda text: logger.info(f"Measuring: {text}"))
-    work = schedule.workload(len(plan.fingerprint.cases), config.data.folds.count, config)
+    work = _workload(plan)
     if not cost.fits:
         return dataclasses.replace(plan, cost=cost)
     if request.minutes is None:
@@ -198,24 +200,38 @@ def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPl
     return decide.with_schedule(plan, cost, schedule.schedule_for(request.minutes, cost, work))
 
 
+def _workload(plan: DatasetPlan) -> Workload:
+    """What all folds of a plan are; blocks of a stack are its cases."""
+    folds = plan.config.data.folds
+    cases = folds.count if folds.by == "block" else len(plan.fingerprint.cases)
+    return schedule.workload(cases, folds.count, plan.config)
+
+
 def _sample(plan: DatasetPlan) -> SampleCase:
-    """The case of median size, to measure on."""
+    """The case of median size, to measure on; of a stack that is divided, a block."""
     ground, config = plan.ground, plan.config
-    facts = sorted(plan.fingerprint.cases, key=lambda c: _voxels(c.shape))
+    facts = sorted(plan.fingerprint.cases, key=lambda c: math.prod(c.shape))
     case = facts[len(facts) // 2]
-    shape = ground.sizes[case.id]
-    channels = len(plan.fingerprint.channels)
+    folds, channels = config.data.folds, len(plan.fingerprint.channels)
+    parts = folds.count if folds.by == "block" else 1
     return SampleCase(
-        shape=shape,
-        native=case.shape,
+        shape=_part(ground.sizes[case.id], parts),
+        native=_part(case.shape, parts),
         channels=channels,
         outputs=TASKS[config.rules].channels(config, channels),
         classes=config.data.classes,
         spacing=case.spacing,
         codes=case.codes,
         dtype=case.dtype,
+        shapes=tuple(_part(size, parts) for size in ground.sizes.values()),
         case=_case(plan, case.id),
     )
+
+
+def _part(shape: Sequence[int], parts: int) -> tuple[int, ...]:
+    """A shape with its longest axis divided."""
+    longest = max(range(len(shape)), key=lambda axis: shape[axis])
+    return tuple(max(1, n // parts) if axis == longest else n for axis, n in enumerate(shape))
 
 
 def _case(plan: DatasetPlan, name: str) -> Case | None:
@@ -223,13 +239,6 @@ def _case(plan: DatasetPlan, name: str) -> Case | None:
     config = plan.config
     found = case_finder.find(config.data, config.roles, Path(config.data.root))
     return next((case for case in found.train if case.id == name), None)
-
-
-def _voxels(shape: Sequence[int]) -> int:
-    found = 1
-    for n in shape:
-        found *= n
-    return found
 
 
 # --- files and words ------------------------------------------------------------------------------
