@@ -495,3 +495,19 @@ def test_a_model_file_predicts(name: str, tmp_path: Path) -> None:
     assert run_predict(checkpoint, tmp_path / "in", tmp_path / "out") == 0
     answer, _ = files.read(tmp_path / "out" / "a.tif", dims=3)
     assert np.squeeze(answer).shape == (13, 20, 17)
+
+
+@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet"])
+def test_single_slices_are_computed_as_images(name: str) -> None:
+    """The network of a 2D configuration of volumes: the 2D one's outputs, and the 3D one's."""
+    deep = [[1, 3, 3]] * 3
+    options = {"channels": [4, 8, 8], "kernel": deep, "strides": [1, [1, 2, 2], [1, 2, 2]]}
+    net = build(NamedOptions(name=name, options=options), 1, 3, 3).eval()
+    flat = build(NamedOptions(name=name, options={"channels": [4, 8, 8]}), 1, 3, 2).eval()
+    state = {k: v[:, :, 0] if v.dim() == 5 else v for k, v in net.state_dict().items()}
+    flat.load_state_dict(state)
+    image = torch.randn(2, 1, 1, 16, 24)
+    found = net(image)["main"]
+    torch.testing.assert_close(found[:, :, 0], flat(image[:, :, 0])["main"])
+    thick = net(image.expand(-1, -1, 3, -1, -1))["main"]  # convolved in 3D
+    torch.testing.assert_close(thick[:, :, 1:2], found, atol=1e-5, rtol=1e-4)

@@ -10,9 +10,10 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
 from pipeline.networks.base import Spec
+from pipeline.networks.slices import SliceConv3d, SliceConvTranspose3d
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CONV = {2: nn.Conv2d, 3: SliceConv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: SliceConvTranspose3d}
 POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 Size = tuple[int, ...]

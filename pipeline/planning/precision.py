@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pipeline import networks
 from pipeline.config import Config
+from pipeline.records import NamedOptions
+
+logger = logging.getLogger(__name__)
 
 WORTH = 0.85
 """Share of the time of float32 below which another way is taken: what is merely as fast is not."""
 
-STEPS = 3
+STEPS = 5
 """Steps of which the median counts, after one that is not counted."""
+
+LONGER = 4.0
+"""A way is given up after so many times as long as float32 takes, and some seconds to start."""
+
+START = 30.0
+"""Seconds in which a process imports what it needs."""
+
+WAYS = (("none", False), ("bf16", False), ("bf16", True))
+"""Number type (``train.amp``) and whether channels are last (``train.channels_last``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +67,8 @@ def fastest(config: Config, channels: int, outputs: int) -> Precision:
     """Time some steps of the network in each way.
 
     Processors with matrix units (AMX) compute bfloat16 several times faster than float32; on others
-    it is slower, so it has to be measured.
+    it is slower, so it has to be measured. Each way has a process of its own, which is ended where
+    it takes too long: some convolutions take minutes in bfloat16, or end the process.
 
     Args:
         config: network, patch and batch.
@@ -59,26 +78,70 @@ def fastest(config: Config, channels: int, outputs: int) -> Precision:
     Returns:
         The fastest way; float32 unless another one saves 15 %.
     """
-    seconds = {
-        (amp, last): _step_seconds(config, (channels, outputs), amp, last)
-        for amp in ("none", "bf16")
-        for last in ((False, True) if amp == "bf16" else (False,))
+    plain = _measured(config, (channels, outputs), WAYS[0], None)
+    if plain is None:
+        return Precision(amp="none", channels_last=False, seconds=0.0, plain=0.0)
+    best, seconds = WAYS[0], plain
+    for way in WAYS[1:]:
+        found = _measured(config, (channels, outputs), way, LONGER * (STEPS + 1) * plain)
+        if found is not None and found < min(seconds, WORTH * plain):
+            best, seconds = way, found
+    return Precision(amp=best[0], channels_last=best[1], seconds=seconds, plain=plain)
+
+
+def _measured(
+    config: Config, ends: tuple[int, int], way: tuple[str, bool], limit: float | None
+) -> float | None:
+    """Seconds of a step in a process of its own; None where it ended early or took too long."""
+    patch = config.data.patch
+    asked = {
+        "network": {"name": config.network.name, "options": dict(config.network.options)},
+        "ends": ends,
+        "size": patch.size,
+        "batch": patch.batch,
+        "way": way,
+        "threads": torch.get_num_threads(),
     }
-    plain = seconds["none", False]
-    best = min(seconds, key=lambda way: seconds[way])
-    if seconds[best] > WORTH * plain:
-        best = ("none", False)
-    return Precision(amp=best[0], channels_last=best[1], seconds=seconds[best], plain=plain)
+    code = (
+        f"from pipeline.planning.precision import child; child({json.dumps(asked, default=list)!r})"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=True,
+            timeout=None if limit is None else START + limit,
+        )
+        return float(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        logger.debug("%s is not used: %s", way, error)
+        return None
 
 
-def _step_seconds(config: Config, ends: tuple[int, int], amp: str, last: bool) -> float:
-    """Median seconds of a step in one way."""
-    patch, dims = config.data.patch, config.data.dims
+def child(asked: str) -> None:
+    """Print the seconds of a step: the program of the processes that :func:`fastest` starts.
+
+    Args:
+        asked: JSON of network, patch and way.
+    """
+    found = json.loads(asked)
+    torch.set_num_threads(found["threads"])
+    print(step_seconds(found))
+
+
+def step_seconds(asked: Mapping[str, Any]) -> float:
+    """Median seconds of a step.
+
+    Args:
+        asked: ``network``, ``ends`` (channels in and out), ``size``, ``batch`` and ``way``.
+
+    Returns:
+        Forwards and backwards.
+    """
+    dims, (amp, last) = len(asked["size"]), asked["way"]
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = networks.build(config.network, *ends, dims).train()
-        images = torch.randn(patch.batch, ends[0], *patch.size)
+    network = networks.build(NamedOptions(**asked["network"]), *asked["ends"], dims).train()
+    images = torch.randn(asked["batch"], asked["ends"][0], *asked["size"])
     if last:
         network, images = network.to(memory_format=layout), images.to(memory_format=layout)  # type: ignore[call-overload]
     seconds = []

@@ -24,7 +24,7 @@ EPOCHS, STEPS, MOST_EPOCHS = 40, 250, 1000
 LEAST = 100
 """Fewest steps of a fold that are worth training."""
 
-SAFETY = 0.08
+SAFETY = 0.12
 """Share of the time that is kept free."""
 
 CHECKS = 3.0
@@ -168,7 +168,7 @@ def schedule_for(
         >>> cost = Cost(device="cpu", batch=2, draw=0.1, step=0.4, predict=1.0)
         >>> found = schedule_for(10, cost, workload(20, 5))
         >>> found.epochs, found.steps, round(found.total)
-        (42, 5, 550)
+        (40, 5, 525)
     """
     _require_fit(cost)
     if not (math.isfinite(minutes) and minutes > 0):
