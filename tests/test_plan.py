@@ -347,6 +347,16 @@ def test_a_dry_run_plans_and_keeps_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d"]
 
 
+def test_a_folder_without_data_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        assert run_train("--data-dir", tmp_path / folder) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
+
+
 def test_fresh_keeps_the_old_plan_with_the_old_run(
     tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
