@@ -122,7 +122,7 @@ def ground(fingerprint: Fingerprint, request: PlanRequest) -> Ground:
         UserError: for a configuration that does not exist for these data.
     """
     found = _ground(fingerprint, request)
-    if len(fingerprint.cases) > 1 or block_rules(found) is not None:
+    if len(fingerprint.cases) != 1 or block_rules(found) is not None:
         return found
     for length in _lengths(fingerprint.cases[0]):
         try:
@@ -159,8 +159,9 @@ def block_rules(found: Ground) -> Folds | None:
     longest = longest_axis(case)
     patch = [1] * len(case.shape)
     patch[longest] = found.patch[found.axes.of(case).index(longest)]
-    data = Data(dims=len(patch), patch=Patch(size=tuple(patch)))  # type: ignore[arg-type]
-    rules = blocks.fitting([case.shape], data)
+    dims = found.fingerprint.dims
+    data = Data(dims=dims, patch=Patch(size=tuple(patch)))  # pyright: ignore[reportArgumentType]
+    rules = blocks.fitting([tuple(case.shape)], data)
     return None if rules is None else rules.folds
 
 
