@@ -14,9 +14,10 @@ from small_models import picture as picture_file
 from worlds import affine_of, save
 
 import pipeline as pl
+from pipeline import files, train
 from pipeline import plan as command
-from pipeline import train
 from pipeline.config import load
+from pipeline.networks import build
 from pipeline.planning import plan_file, stored
 from pipeline.planning.cost import Cost
 from pipeline.planning.precision import Precision
@@ -217,6 +218,40 @@ def test_pictures_and_pairs(tmp_path: Path, unmeasured: None) -> None:
         pl.plan_dataset(tmp_path / "b", preset="plain")
 
 
+def test_pairs_of_volumes_have_a_network_for_volumes(tmp_path: Path, unmeasured: None) -> None:
+    random = np.random.default_rng(0)
+    for n in range(3):
+        volume = random.integers(0, 255, (16, 24, 20), dtype=np.uint8)
+        for folder, array in (("src", volume), ("dst", 255 - volume)):
+            (tmp_path / "d" / folder).mkdir(parents=True, exist_ok=True)
+            files.write(tmp_path / "d" / folder / f"p{n}.tif", array, dims=3)
+    plan = pl.plan_dataset(tmp_path / "d", budget="cpu", minutes=5)
+    assert (plan.config.task, plan.config.data.dims) == ("image", 3)
+    build(plan.config.network, in_channels=1, out_channels=1, dims=3)
+
+
+@pytest.mark.parametrize("preset", [None, "plain"])
+def test_a_short_stack_is_planned_for_its_blocks(
+    tmp_path: Path, unmeasured: None, preset: str | None
+) -> None:
+    root = volumes(tmp_path / "d", shape=(24, 20, 44), cases=1)
+    asked: dict[str, Any] = {"preset": preset} if preset else {"budget": "cpu", "minutes": 5}
+    plan = pl.plan_dataset(root, **asked)
+    data = plan.config.data
+    assert data.orientation == "SAR"
+    assert (data.folds.by, data.folds.count) == ("block", 2)
+    assert data.patch.size[0] <= (44 - data.folds.margin) // 2
+    assert plan.ground.sizes == {"p0": (44, 20, 24)}, "costs are those of the whole stack"
+
+
+def test_a_missing_configuration_is_refused_with_its_rule(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", cases=2)
+    with pytest.raises(UserError) as refused:
+        pl.plan_dataset(root, budget="cpu", minutes=5, configuration="3d_lowres")
+    assert "asked for" not in str(refused.value)
+    assert "(" in str(refused.value)
+
+
 # --- what cannot be asked for ---------------------------------------------------------------------
 
 
@@ -310,6 +345,16 @@ def test_a_dry_run_plans_and_keeps_nothing(
     root = volumes(tmp_path / "d", cases=5)
     assert run_train("--data-dir", root, "--dry-run") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d"]
+
+
+def test_a_folder_without_data_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        assert run_train("--data-dir", tmp_path / folder) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
 
 
 def test_fresh_keeps_the_old_plan_with_the_old_run(

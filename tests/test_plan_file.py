@@ -5,11 +5,12 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+import pytest
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import parse_yaml
+from pipeline.config import dump_yaml, parse_yaml
 from pipeline.planning.plan_file import fingerprint_path, is_plan, is_unchanged, text
 from pipeline.planning.settings import Setting, as_dict
 
@@ -47,6 +48,19 @@ def plans(draw: st.DrawFn) -> list[Setting]:
             key = f"{parents}.{name}x"
             found.append(Setting(key, draw(VALUES), draw(WORDS), draw(st.booleans())))
     return found
+
+
+ODD = ("1e3", "-1E5", "a\x85seed: 7", "a\u2028seed: 7", "a\u2029# b", "x\u00a0", "\ufeffx",
+       "a\nb: 1", "é 漢", "12:30", "yes", "- a", "!!python/name:os", "&a", "*a", "# a", "\t", " ",
+       "")  # fmt: skip
+"""Names of folders and regions that YAML could take for something else."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_read_back(name: str) -> None:
+    found = [Setting("name", name), Setting("data.folders", {name: [name]}, name), Setting("z", 1)]
+    assert parse_yaml(text(found, [name])) == as_dict(found)
+    assert parse_yaml(dump_yaml({"a": [name], name: 1})) == {"a": [name], name: 1}
 
 
 @given(plans(), st.lists(WORDS, max_size=3))

@@ -28,7 +28,7 @@ from pipeline.config.schema import (
     Train,
     Validate,
 )
-from pipeline.config.strict_yaml import parse_yaml, read_yaml
+from pipeline.config.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "Average",
@@ -50,6 +50,7 @@ __all__ = [
     "bind",
     "difference",
     "dump",
+    "dump_yaml",
     "examine",
     "from_dict",
     "load",

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config.binding import nearest
 from pipeline.config.errors import SHOWN, ConfigError, Problem, noted_problems, shown
 from pipeline.config.schema import Config
-from pipeline.config.strict_yaml import DEEPEST, parse_yaml, read_yaml
+from pipeline.config.strict_yaml import DEEPEST, dump_yaml, parse_yaml, read_yaml
 
 T = typing.TypeVar("T")
 
@@ -446,11 +446,7 @@ def dump(config: Config) -> str:
     Returns:
         YAML from which :func:`load` makes an equal config, but for ``plugins``.
     """
-    import yaml
-
-    return yaml.safe_dump(
-        to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
-    )
+    return dump_yaml(to_dict(config), default_flow_style=None, width=120)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -117,6 +117,50 @@ PLAIN_TAGS = {
 """Tags that say no more than the form of a value does."""
 
 
+FLOAT = "tag:yaml.org,2002:float"
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
+"""Numbers that are a text to PyYAML, which follows YAML 1.1, such as 1e-4; users mean the number.
+"""
+
+
+def dump_yaml(value: Any, **style: Any) -> str:
+    """Write plain data as YAML.
+
+    Args:
+        value: dicts, lists, texts, numbers, True, False and None.
+        **style: options of ``yaml.dump``.
+
+    Returns:
+        YAML of which :func:`parse_yaml` makes an equal value: equal parts are written out again,
+        texts that look like numbers are quoted, and letters that end a line or cannot be seen are
+        escapes.
+
+    Example:
+        >>> print(dump_yaml(["1e3", "a\\u2028b"], default_flow_style=True).strip())
+        ['1e3', "a\\\\Lb"]
+    """
+    import yaml
+
+    found = ""
+    for readable in (True, False):
+        found = yaml.dump(value, Dumper=_dumper(), sort_keys=False, allow_unicode=readable, **style)
+        if found.replace("\n", "").isprintable():
+            break
+    return found
+
+
+@functools.cache
+def _dumper() -> Any:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    Dumper.add_implicit_resolver(FLOAT, NUMBER, list("-+0123456789."))
+    return Dumper
+
+
 @functools.cache
 def _loader() -> Any:
     import yaml
@@ -157,9 +201,7 @@ def _loader() -> Any:
                 for key, value in super().construct_mapping(node, deep).items()
             }
 
-    # PyYAML follows YAML 1.1, where 1e-4 is a text; users mean the number.
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    Loader.add_implicit_resolver(FLOAT, NUMBER, list("-+0123456789."))
     # A date is a text here: no key takes a date.
     resolvers: Any = Loader.yaml_implicit_resolvers
     Loader.yaml_implicit_resolvers = {

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Data, Patch
-from pipeline.data import blocks
 from pipeline.planning import names
 from pipeline.planning.fingerprint import Fingerprint
-from pipeline.planning.ground import Ground, channel_names
+from pipeline.planning.ground import Ground, block_rules, channel_names, longest_axis
 from pipeline.planning.settings import Setting
 from pipeline.planning.topology import shape_text
 from pipeline.records import UserError
@@ -210,20 +208,20 @@ def _count_reason(have: int, what: str) -> str:
 
 def _block_folds(ground: Ground) -> Iterator[Setting]:
     """Folds within one large image."""
-    case = ground.fingerprint.cases[0]
-    longest = max(range(len(case.shape)), key=lambda axis: case.shape[axis])
-    patch = [1] * len(case.shape)
-    patch[longest] = ground.patch[ground.axes.of(case).index(longest)]
-    rules = blocks.fitting([case.shape], Data(dims=len(patch), patch=Patch(size=tuple(patch))))  # type: ignore[arg-type]
+    case, rules = ground.fingerprint.cases[0], block_rules(ground)
+    longest = longest_axis(case)
     if rules is None:
         raise UserError(
             f"{ground.fingerprint.root} holds one image of {shape_text(case.shape)} voxels, too"
-            f" small to be divided into blocks as long as a patch ({patch[longest]}) for"
+            f" small to be divided into blocks as long as a patch ({shape_text(ground.patch)}) for"
             " cross-validation. Add images."
         )
-    count, margin = rules.folds.count, rules.folds.margin
-    yield Setting("data.folds.count", count, f"blocks of the one image, {case.shape[longest]} long")
+    yield Setting(
+        "data.folds.count", rules.count, f"blocks of the one image, {case.shape[longest]} long"
+    )
     yield Setting("data.folds.by", "block", "one image: parts of it are held out, no voxel twice")
     yield Setting(
-        "data.folds.margin", margin, "slices between blocks that nobody sees: they are near copies"
+        "data.folds.margin",
+        rules.margin,
+        "slices between blocks that nobody sees: they are near copies",
     )

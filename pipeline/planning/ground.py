@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pipeline.config import Data, Folds, Patch
+from pipeline.data import blocks
 from pipeline.planning import names, nnunet, sides, small
 from pipeline.planning.axes import PlanAxes, brought, plan_axes
 from pipeline.planning.facts import Facts
-from pipeline.planning.fingerprint import Fingerprint
+from pipeline.planning.fingerprint import CaseFacts, Fingerprint
 from pipeline.planning.names import Instances
 from pipeline.planning.nnunet import Configuration, NnunetPlan
 from pipeline.planning.presets import PRESETS
 from pipeline.planning.sides import SidePair
-from pipeline.planning.topology import shape_text
+from pipeline.planning.topology import PlanError, shape_text
 from pipeline.records import UserError
 
 LARGEST_FIRST = ("resenc-xl", "resenc-l", "resenc-m")
@@ -118,9 +121,62 @@ def ground(fingerprint: Fingerprint, request: PlanRequest) -> Ground:
     Raises:
         UserError: for a configuration that does not exist for these data.
     """
+    found = _ground(fingerprint, request)
+    if len(fingerprint.cases) != 1 or block_rules(found) is not None:
+        return found
+    for length in _lengths(fingerprint.cases[0]):
+        try:
+            shorter = _ground(fingerprint, request, length)
+        except PlanError:
+            break
+        if block_rules(shorter) is not None:
+            return dataclasses.replace(shorter, sizes=found.sizes)
+    return found
+
+
+def longest_axis(case: CaseFacts) -> int:
+    """The axis along which a single image is divided into blocks.
+
+    Args:
+        case: facts of the image.
+
+    Returns:
+        An axis of its file.
+    """
+    return max(range(len(case.shape)), key=lambda axis: case.shape[axis])
+
+
+def block_rules(found: Ground) -> Folds | None:
+    """How a single image is divided for cross-validation.
+
+    Args:
+        found: the ground of a plan for one image.
+
+    Returns:
+        Folds of blocks that are as long as a patch; None where there are none.
+    """
+    case = found.fingerprint.cases[0]
+    longest = longest_axis(case)
+    patch = [1] * len(case.shape)
+    patch[longest] = found.patch[found.axes.of(case).index(longest)]
+    dims = found.fingerprint.dims
+    data = Data(dims=dims, patch=Patch(size=tuple(patch)))  # pyright: ignore[reportArgumentType]
+    rules = blocks.fitting([tuple(case.shape)], data)
+    return None if rules is None else rules.folds
+
+
+def _lengths(case: CaseFacts) -> Iterator[int]:
+    """Lengths of an image that give it a patch which fits into half of it, the longest first."""
+    half = (case.shape[longest_axis(case)] - blocks.MARGINS[-1]) // 2
+    lengths = {half, *(half // step * step for step in (32, 16, 8, 4, 2))}
+    yield from (n for n in sorted(lengths, reverse=True) if n > 0)
+
+
+def _ground(fingerprint: Fingerprint, request: PlanRequest, length: int | None = None) -> Ground:
+    """The ground of a plan; for a single image as if it had this length."""
     preset = request.preset or _preset_of(request.gigabytes)
     axes = plan_axes(fingerprint)
-    facts = _facts(fingerprint, axes)
+    facts = _facts(fingerprint, axes, length)
     rules = nnunet.plan(facts, preset or "plain", None if preset is None else request.gigabytes)
     has_spacing = all(c.spacing is not None for c in fingerprint.cases)
     rows = _rows(rules, preset, request.configuration)
@@ -159,13 +215,20 @@ def _preset_of(gigabytes: float | None) -> str | None:
     return next(fitting, None)
 
 
-def _facts(fingerprint: Fingerprint, axes: PlanAxes) -> Facts:
+def _facts(fingerprint: Fingerprint, axes: PlanAxes, length: int | None) -> Facts:
     """What nnU-Net's rules ask for, on the axes of the plan."""
+
+    def size(case: CaseFacts) -> tuple[int, ...]:
+        longest = longest_axis(case)
+        return tuple(
+            n if length is None or a != longest else min(n, length) for a, n in enumerate(case.box)
+        )
+
     cases = fingerprint.cases
     ones = (1.0,) * fingerprint.dims
     count = len(fingerprint.regions) + 1 if fingerprint.regions else fingerprint.classes
     return Facts(
-        shapes=[tuple(map(int, brought(c.box, axes.of(c)))) for c in cases],
+        shapes=[tuple(map(int, brought(size(c), axes.of(c)))) for c in cases],
         spacings=[brought(c.spacing or ones, axes.of(c)) for c in cases],
         channels=channel_names(fingerprint),
         classes=count,
@@ -198,7 +261,8 @@ def _rows(rules: NnunetPlan, preset: str | None, wanted: str | None) -> tuple[Ro
         if planned is not None and preset is None:
             planned = small.configuration(rules, name)
         taken = name == chosen
-        text = why if taken else rules.dropped.get(name) or _not_taken(name, chosen)
+        missing = rules.dropped.get(name) if planned is None else None
+        text = missing or (why if taken else rules.dropped.get(name) or _not_taken(name, chosen))
         found.append(Row(name=name, planned=planned, taken=taken, why=text))
     return tuple(found)
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.config import dump_yaml
 from pipeline.planning.settings import Setting
 from pipeline.records import printable
 
@@ -24,13 +23,6 @@ LONGEST = 130
 """Columns of a line with value and reason."""
 
 STEP = "  "
-
-
-class _Dumper(yaml.SafeDumper):
-    """Values in full: equal parts are written out again, since configs take no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 def text(settings: Sequence[Setting], header: Sequence[str]) -> str:
@@ -154,15 +146,8 @@ def _value(name: str, value: Any, before: str) -> Iterator[str]:
 
 def _flow(value: Any) -> str:
     """A value as YAML on one line."""
-    made = yaml.dump(
-        _plain(value),
-        Dumper=_Dumper,
-        default_flow_style=True,
-        sort_keys=False,
-        width=math.inf,
-        allow_unicode=True,
-    )
-    return made.removesuffix("...\n").strip()
+    made = dump_yaml(_plain(value), default_flow_style=True, width=math.inf)
+    return made.removesuffix("...\n").rstrip("\n")
 
 
 def _plain(value: Any) -> Any:

@@ -161,7 +161,7 @@ def _augment_reason(ground: Ground, steps: int) -> str:
 
 def _network(ground: Ground) -> Iterator[Setting]:
     made = ground.configuration
-    if not ground.labels:
+    if not ground.labels and ground.fingerprint.dims == 2:
         base = 16 if ground.small else 64
         value = {"name": "image_unet", "options": {"base": base, "align_corners": False}}
         yield Setting("network", value, "the U-Net of configs/image_to_image.yaml")

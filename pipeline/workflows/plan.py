@@ -370,7 +370,7 @@ def config_for(config: Path | None, request: Request, dry_run: bool = False) -> 
 
 
 def _require_plannable(run: RunFolder, root: Path, request: Request) -> None:
-    """Raise UserError where a plan would not fit what is there."""
+    """Raise UserError where there is nothing to plan, and where a plan would not fit the run."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "several ranks train together, and none may plan for the others. Plan first:"
@@ -381,6 +381,7 @@ def _require_plannable(run: RunFolder, root: Path, request: Request) -> None:
             f"{run.path} holds a run that was not planned. Name its config with --config, choose"
             " another --out, or start over with --fresh."
         )
+    arrange(root)  # a folder that holds no data set leaves no run folder behind
 
 
 def _plan_into(run: RunFolder, root: Path, device: str) -> None:

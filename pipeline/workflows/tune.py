@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline import files, plugins, postprocess
-from pipeline.config import Config, ConfigError, nearest, read_yaml, structure
+from pipeline.config import Config, ConfigError, dump_yaml, nearest, read_yaml, structure
 from pipeline.data import cases as case_finder
 from pipeline.files import lock
 from pipeline.inference import soft
@@ -1043,8 +1042,8 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
     ]
     # A name with a line feed must not end the comment.
     lines = [printable(line).replace("\n", "\\n") for line in lines]
-    body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
-        content, sort_keys=False, default_flow_style=None, width=120
+    body = "".join(f"# {line}\n" for line in lines) + dump_yaml(
+        content, default_flow_style=None, width=120
     )
     return f"{MARK}{_checksum(body)}\n{body}"
 
