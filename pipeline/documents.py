@@ -751,6 +751,7 @@ class Fingerprint(TypedDict):
     ignore_label: LabelValue | None
     classes: Annotated[int, Rule(lambda value: 2 <= value <= 2**16, "from 2 to 65,536")]
     binarise: float | None
+    test: str
     tests: Size
     groups: dict[str, Text]
     oddities: list[OddityJson]

@@ -110,8 +110,8 @@ def plan(
     """
     from pipeline.workflows import plan as workflow
 
-    if out is not None:
-        workflow.guard(out, force)
+    path = workflow.default_out(name, data_dir) if out is None else out
+    workflow.guard(path, force)
     made = workflow.plan_dataset(
         data_dir,
         preset=preset,
@@ -122,7 +122,6 @@ def plan(
         device=device,
         progress=True,
     )
-    path = Path(f"{made.config.name}.yaml") if out is None else out
     fingerprint = workflow.write_plan(made, path, force)
     print(workflow.described(made))
     print(f"\nWrote {path} and {fingerprint}; read it, change what you like, then:")

@@ -46,6 +46,8 @@ def settings(ground: Ground) -> Iterator[Setting]:
     yield Setting("data.layout", found.layout)
     if found.layout == "folders":
         yield Setting("data.folders", dict(found.folders), "images and targets pair by name")
+        if found.test and found.tests:
+            yield Setting("data.test", found.test, f"{found.tests} images to predict")
     yield Setting("data.dims", found.dims)
     yield from _labels(ground)
     yield from _space(ground)

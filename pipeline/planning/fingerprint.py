@@ -104,6 +104,8 @@ class Fingerprint:
     """Label values from 0 to the largest class, background included; without the ignored label."""
     binarise: float | None = None
     """``data.binarise``: label values above it are class 1, which the facts of cases count so."""
+    test: str = ""
+    """Folder of images to predict, of the layout ``folders``; empty: the usual one, or none."""
     tests: int = 0
     """Images to predict that lie in the folder."""
     groups: Mapping[str, str] = field(default_factory=dict)

@@ -84,6 +84,7 @@ def fingerprint_of(
         ignore_label=settings.data.ignore_label,
         classes=settings.data.classes,
         binarise=settings.data.binarise,
+        test=settings.data.test if found.layout == "folders" else "",
         tests=len(found.test),
         groups={case.id: case.group for case in found.train if case.group is not None},
     )

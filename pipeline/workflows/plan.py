@@ -266,6 +266,22 @@ def write_plan(plan: DatasetPlan, out: Path, force: bool = False) -> Path:
     return fingerprint
 
 
+def default_out(name: str | None, root: Path) -> Path:
+    """The file that a plan is written to where no other is named.
+
+    Args:
+        name: of the system; None: that of the folder.
+        root: data set folder.
+
+    Returns:
+        ``NAME.yaml``.
+
+    Raises:
+        UserError: for a name that can be no folder's.
+    """
+    return Path(f"{_name(name, root)}.yaml")
+
+
 def guard(out: Path, force: bool) -> None:
     """Check that a plan can be written without loss.
 
@@ -281,7 +297,15 @@ def guard(out: Path, force: bool) -> None:
     files.require_writable("--out", out.parent)
     if os.path.lexists(out) and not os.path.isfile(out):
         raise UserError(f"--out {out} is no file. Choose another --out.")
-    if force or not os.path.lexists(out):
+    if force:
+        return
+    beside = plan_file.fingerprint_path(out)
+    if not os.path.lexists(out) and os.path.lexists(beside):
+        raise UserError(
+            f"{beside} is there, and {out} is not, whose fingerprint it would be. Choose another"
+            " --out, or replace it with --force."
+        )
+    if not os.path.lexists(out):
         return
     if not plan_file.is_unchanged(out.read_text(encoding="utf-8", errors="replace")):
         raise UserError(
