@@ -125,7 +125,7 @@ def plan(
     path = Path(f"{made.config.name}.yaml") if out is None else out
     fingerprint = workflow.write_plan(made, path, force)
     print(workflow.described(made))
-    print(f"\nWrote {path} and {fingerprint}; read it, change what you like, then:")
+    print(f"\nWrote {path} and {fingerprint} (facts). Read the first, change what you like, then:")
     print(f"python -m pipeline.train --config {shlex.quote(str(path))} --fold -1")
     return DONE
 

@@ -173,7 +173,7 @@ def _normalise_reason(ground: Ground, each: list[dict[str, Any]]) -> str:
         if scheme == "zscore" and entry["name"] == "ct"
     ]
     more = (
-        f"; {', '.join(own)}: numbers that mean the same in every image, so no z-score"
+        f"; by our rules ct for {', '.join(own)}: its numbers mean the same in every image"
         if own
         else ""
     )
@@ -222,7 +222,12 @@ def _block_folds(ground: Ground) -> Iterator[Setting]:
             " cross-validation. Add images."
         )
     count, margin = rules.folds.count, rules.folds.margin
-    yield Setting("data.folds.count", count, f"blocks of the one image, {case.shape[longest]} long")
+    fewer = (
+        f"; in more, a block is shorter than a patch ({patch[longest]})" if count < FOLDS else ""
+    )
+    yield Setting(
+        "data.folds.count", count, f"blocks of the one image, {case.shape[longest]} long{fewer}"
+    )
     yield Setting("data.folds.by", "block", "one image: parts of it are held out, no voxel twice")
     yield Setting(
         "data.folds.margin", margin, "slices between blocks that nobody sees: they are near copies"
