@@ -124,7 +124,7 @@ def plan(
     )
     fingerprint = workflow.write_plan(made, path, force)
     print(workflow.described(made))
-    print(f"\nWrote {path} and {fingerprint}; read it, change what you like, then:")
+    print(f"\nWrote {path} and {fingerprint} (facts). Read the first, change what you like, then:")
     print(f"python -m pipeline.train --config {shlex.quote(str(path))} --fold -1")
     return DONE
 

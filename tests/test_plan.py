@@ -16,9 +16,10 @@ from worlds import affine_of, save
 import pipeline as pl
 from pipeline import files, train
 from pipeline import plan as command
-from pipeline.config import load
+from pipeline.config import Config, Data, Patch, load
+from pipeline.config.schema import LossTerm, NamedOptions
 from pipeline.networks import build
-from pipeline.planning import plan_file, stored
+from pipeline.planning import plan_file, precision, stored
 from pipeline.planning.cost import Cost
 from pipeline.planning.precision import Precision
 from pipeline.planning.settings import Setting
@@ -143,7 +144,7 @@ def test_thin_stacks_are_learned_as_slices(tmp_path: Path, unmeasured: None) -> 
     assert whole.config.data.patch.size[0] > 1
     rows = {row.name: row for row in plan.ground.rows}
     assert rows["2d"].taken
-    assert "8.0 times" in rows["2d"].why
+    assert "pixels 8.0" in rows["2d"].why
     assert rows["3d_lowres"].planned is None
     assert rows["3d_lowres"].why
 
@@ -252,6 +253,33 @@ def test_a_missing_configuration_is_refused_with_its_rule(tmp_path: Path, unmeas
     assert "(" in str(refused.value)
 
 
+def test_tables_are_not_wide_and_say_what_follows(tmp_path: Path, unmeasured: None) -> None:
+    names = {"background": 0, "Left lung": 1, "Right lung": 2}
+    root = volumes(tmp_path / "d", labels=names, channels=("MRI", "dose"))
+    text = plans.described(pl.plan_dataset(root, budget="cpu", minutes=5))
+    assert [line for line in text.splitlines() if len(line) > 100] == []
+    assert "3d_fullres " in text  # not run into the patch
+    assert "no sample is mirrored so that they change places" in text
+    assert "'MRI' is no known name, so zscore" in text
+
+
+def test_bfloat16_is_not_tried_on_large_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(
+        precision, "_measured", lambda config, ends, way, limit: float(not tried.append(way[0]))
+    )
+    for size in ((4, 128, 128), (8, 256, 256)):
+        data = Data(patch=Patch(size=size))
+        config = Config(
+            name="x",
+            data=data,
+            network=NamedOptions(name="plain_unet"),
+            losses=(LossTerm(name="dice"),),
+        )
+        assert precision.fastest(config, 1, 1).is_plain
+    assert set(tried) == {"none"}
+
+
 # --- what cannot be asked for ---------------------------------------------------------------------
 
 
@@ -265,6 +293,7 @@ def test_a_missing_configuration_is_refused_with_its_rule(tmp_path: Path, unmeas
         ({"budget": "cpu", "minutes": -1}, "--minutes is -1"),
         ({"budget": "cpu", "name": "a/b"}, "--name is 'a/b'"),
         ({"budget": "cpu", "configuration": "3d"}, "--configuration 3d"),
+        ({"budget": "cpu", "configuration": "3d_lowres"}, "preset plain holds"),
     ],
 )
 def test_wrong_requests_say_the_way_out(

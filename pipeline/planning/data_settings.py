@@ -173,7 +173,7 @@ def _normalise_reason(ground: Ground, each: list[dict[str, Any]]) -> str:
         if scheme == "zscore" and entry["name"] == "ct"
     ]
     more = (
-        f"; {', '.join(own)}: numbers that mean the same in every image, so no z-score"
+        f"; by our rules ct for {', '.join(own)}: its numbers mean the same in every image"
         if own
         else ""
     )
@@ -218,8 +218,11 @@ def _block_folds(ground: Ground) -> Iterator[Setting]:
             f" small to be divided into blocks as long as a patch ({shape_text(ground.patch)}) for"
             " cross-validation. Add images."
         )
+    fewer = "; in more, a block is shorter than a patch" if rules.count < FOLDS else ""
     yield Setting(
-        "data.folds.count", rules.count, f"blocks of the one image, {case.shape[longest]} long"
+        "data.folds.count",
+        rules.count,
+        f"blocks of the one image, {case.shape[longest]} long{fewer}",
     )
     yield Setting("data.folds.by", "block", "one image: parts of it are held out, no voxel twice")
     yield Setting(

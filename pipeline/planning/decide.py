@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +18,9 @@ from pipeline.planning.precision import Precision
 from pipeline.planning.schedule import Schedule
 from pipeline.planning.settings import Setting, as_config
 from pipeline.planning.topology import shape_text
+
+WIDTH, LONGEST = 100, 60
+"""Columns of a line of a table, and most characters of a value in one."""
 
 MINUTES = 60.0
 """Length of a training on a CPU that nobody gave."""
@@ -150,7 +155,9 @@ def _remarks(found: Ground) -> Iterator[str]:
         )
     if found.labels and not found.small:
         yield from names.unknown_channels(channel_names(facts))
-    yield from (pair.text for pair in found.pairs)
+    yield from (
+        f"{pair.text}: no sample is mirrored so that they change places" for pair in found.pairs
+    )
     mixed = share_below_patch(found)
     if mixed:
         yield mixed
@@ -176,19 +183,47 @@ def configurations(plan: DatasetPlan) -> list[str]:
     Returns:
         Lines; the one that was taken is marked with ``*``.
     """
-    lines = [f"  {'':<12}{'patch':<16}{'batch':>5}  {'spacing':<20}why"]
+    spaced = "spacing (mm)" if plan.ground.spacing else "spacing"
+    lines = [f"  {'':<13}{'patch':<16}{'batch':>5}  {spaced:<20}why"]
     for row in plan.ground.rows:
         name = f"{'*' if row.taken else ' '} {row.name}"
         if row.planned is None:
-            lines.append(f"  {name:<12}{'-':<16}{'-':>5}  {'-':<20}{row.why}")
+            lines += _beside(f"  {name:<13}{'-':<16}{'-':>5}  {'-':<20}", row.why)
             continue
         spacing = (
             " x ".join(f"{s:.3g}" for s in row.planned.spacing) if plan.ground.spacing else "-"
         )
-        lines.append(
-            f"  {name:<12}{shape_text(row.planned.patch):<16}{row.planned.batch:>5}"
-            f"  {spacing:<20}{row.why}"
-        )
+        shape = f"{shape_text(row.planned.patch):<16}{row.planned.batch:>5}"
+        lines += _beside(f"  {name:<13}{shape}  {spacing:<20}", row.why)
+    return lines
+
+
+def _beside(left: str, text: str) -> list[str]:
+    """Text in a column of its own, broken at words."""
+    column = " " * len(left)
+    return textwrap.wrap(text, WIDTH, initial_indent=left, subsequent_indent=column) or [left]
+
+
+def decisions(plan: DatasetPlan) -> list[str]:
+    """Table of the values and why they were chosen.
+
+    Args:
+        plan: a plan.
+
+    Returns:
+        Lines; a proposal begins with ``#``, a reason that does not fit has lines of its own.
+    """
+    lines = []
+    for setting in plan.settings:
+        if not setting.reason:
+            continue
+        text = json.dumps(setting.value, ensure_ascii=False)
+        short = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+        head = f"  {'# ' if setting.proposed else ''}{setting.key}: {short}"
+        if len(head) + len(setting.reason) + 3 <= WIDTH:
+            lines.append(f"{head}   {setting.reason}")
+            continue
+        lines += [head, *_beside("      ", setting.reason)]
     return lines
 
 

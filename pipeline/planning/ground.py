@@ -261,8 +261,8 @@ def _rows(rules: NnunetPlan, preset: str | None, wanted: str | None) -> tuple[Ro
         if planned is not None and preset is None:
             planned = small.configuration(rules, name)
         taken = name == chosen
-        missing = rules.dropped.get(name) if planned is None else None
-        text = missing or (why if taken else rules.dropped.get(name) or _not_taken(name, chosen))
+        text = _dropped(rules, preset, name) if planned is None else ""
+        text = text or (why if taken else _not_taken(name, chosen))
         found.append(Row(name=name, planned=planned, taken=taken, why=text))
     return tuple(found)
 
@@ -273,13 +273,20 @@ def _choice(rules: NnunetPlan, preset: str | None) -> tuple[str, str]:
         return "2d", rules.dropped["3d_fullres"]
     if preset is None:
         name, text = small.kind(rules)
-        return name, text if name == "2d" else f"{text}: volumes are learned whole"
+        return name, text
     if "3d_lowres" in rules.configurations:
         return "3d_fullres", (
             "details need the full resolution; its patch holds less than a quarter of an image, so"
             " compare with --configuration 3d_lowres"
         )
     return "3d_fullres", "the patch holds enough of an image for the full resolution"
+
+
+def _dropped(rules: NnunetPlan, preset: str | None, name: str) -> str:
+    """Why there is no such configuration; empty where there is one."""
+    text = rules.dropped.get(name, "")
+    ours = preset is None and text.startswith("The patch")
+    return text.replace("The patch", "The patch of nnU-Net's preset plain", 1) if ours else text
 
 
 def _not_taken(name: str, chosen: str) -> str:
@@ -312,9 +319,11 @@ def share_below_patch(found: Ground) -> str:
         )
         for size in sizes
     )
+    text = f"Sizes are mixed: from {shape_text(sizes[0])} to {shape_text(sizes[-1])} voxels"
+    if not below:
+        return f"{text}; no case is smaller than the patch, which follows the median case."
     return (
-        f"Sizes are mixed: from {shape_text(sizes[0])} to {shape_text(sizes[-1])} voxels;"
-        f" {below / len(sizes):.0%} of the cases are smaller than the patch"
+        f"{text}; {below} of {len(sizes)} cases are smaller than the patch"
         f" {shape_text(found.configuration.patch)} along some axis, and the patch follows the"
         " median case. Two systems, one for each kind, may serve them better."
     )

@@ -19,7 +19,7 @@ MARK = "# Written by pipeline.plan, checksum "
 WIDTH = 100
 """Columns of a comment, and of a value that stands on one line."""
 
-LONGEST = 130
+LONGEST = 120
 """Columns of a line with value and reason."""
 
 STEP = "  "

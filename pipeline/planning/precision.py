@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 WORTH = 0.85
 """Share of the time of float32 below which another way is taken: what is merely as fast is not."""
+
+FLAT = 2048
+"""Pixels of a slice over slices of a 3D patch from which bfloat16 is not tried: torch 2.13 (oneDNN)
+writes beyond its memory in the backward pass of such convolutions, and the process dies."""
 
 STEPS = 5
 """Steps of which the median counts, after one that is not counted."""
@@ -82,11 +87,28 @@ def fastest(config: Config, channels: int, outputs: int) -> Precision:
     if plain is None:
         return Precision(amp="none", channels_last=False, seconds=0.0, plain=0.0)
     best, seconds = WAYS[0], plain
-    for way in WAYS[1:]:
+    for way in WAYS[1:] if is_safe(config.data.patch.size) else ():
         found = _measured(config, (channels, outputs), way, LONGER * (STEPS + 1) * plain)
         if found is not None and found < min(seconds, WORTH * plain):
             best, seconds = way, found
     return Precision(amp=best[0], channels_last=best[1], seconds=seconds, plain=plain)
+
+
+def is_safe(patch: Sequence[int]) -> bool:
+    """Whether nnU-Net's networks can be trained in bfloat16 on a CPU without broken memory.
+
+    Args:
+        patch: pixels, or voxels with the slices first.
+
+    Returns:
+        False for few and large slices; single ones are computed as images
+        (:mod:`pipeline.networks.slices`).
+
+    Example:
+        >>> is_safe((256, 256)), is_safe((1, 256, 256)), is_safe((4, 256, 256))
+        (True, True, False)
+    """
+    return len(patch) == 2 or patch[0] == 1 or math.prod(patch[1:]) < FLAT * patch[0]
 
 
 def _measured(
@@ -126,7 +148,7 @@ def child(asked: str) -> None:
     """
     found = json.loads(asked)
     torch.set_num_threads(found["threads"])
-    print(step_seconds(found))
+    sys.stdout.write(f"{step_seconds(found)}\n")
 
 
 def step_seconds(asked: Mapping[str, Any]) -> float:
@@ -140,8 +162,9 @@ def step_seconds(asked: Mapping[str, Any]) -> float:
     """
     dims, (amp, last) = len(asked["size"]), asked["way"]
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d
-    network = networks.build(NamedOptions(**asked["network"]), *asked["ends"], dims).train()
-    images = torch.randn(asked["batch"], asked["ends"][0], *asked["size"])
+    inputs, outputs = asked["ends"]
+    network = networks.build(NamedOptions(**asked["network"]), inputs, outputs, dims).train()
+    images = torch.randn(asked["batch"], inputs, *asked["size"])
     if last:
         network, images = network.to(memory_format=layout), images.to(memory_format=layout)  # type: ignore[call-overload]
     seconds = []

@@ -106,21 +106,23 @@ def normalisation(
         The reason.
 
     Example:
-        >>> normalisation(["CT", "MRI"], ["ct", "zscore"], ["MRI"], (1.0, 0.75))
-        "by name: 'CT' ct, 'MRI' no known name, so zscore, of all voxels: cropping leaves 100 %"
+        >>> normalisation(["CT", "MRI"], ["ct", "zscore"], ["MRI"], (0.9, 0.75))
+        "'CT' is ct; 'MRI' is no known name, so zscore; over all voxels: cropping leaves 90 %"
     """
     texts = [
-        f"{name!r} no known name, so {scheme}" if name in unknown else f"{name!r} {scheme}"
+        (f"{name!r} is no known name" if name else "a channel of no known name") + f", so {scheme}"
+        if name in unknown
+        else f"{name!r} is {scheme}"
         for name, scheme in zip(names, schemes, strict=True)
     ]
     share, limit = left
     if "zscore" in schemes:
         texts.append(
-            f"of what is not 0: cropping leaves {_percent(share)}, less than {_percent(limit)}"
+            f"over what is not 0: cropping leaves {_percent(share)}, less than {_percent(limit)}"
             if share < limit
-            else f"of all voxels: cropping leaves {_percent(share)}"
+            else f"over all voxels: cropping leaves {_percent(share)}"
         )
-    return "by name: " + ", ".join(texts)
+    return "; ".join(texts)
 
 
 def flat(volume: str, picture: bool) -> str:

@@ -45,8 +45,9 @@ def kind(plan: NnunetPlan) -> tuple[str, str]:
     slices, side = plan.median_shape[0], min(plan.median_shape[1:])
     thin = across > THIN * plane and side > THIN * slices
     text = (
-        f"slices are {across / plane:.1f} times as far apart as pixels and {side / slices:.1f}"
-        f" times fewer than rows, {'both' if thin else 'not both'} above {THIN:g}"
+        f"{'a thin stack' if thin else 'no thin stack'}: distance of slices over that of pixels"
+        f" {across / plane:.1f}, rows over slices {side / slices:.1f};"
+        f" {'both' if thin else 'not both'} above {THIN:g}"
     )
     return ("2d" if thin else "3d_fullres"), text
 
@@ -72,8 +73,10 @@ def configuration(plan: NnunetPlan, name: str) -> Configuration:
     reasons = {
         "spacing": plan.reasons["spacing"],
         "patch": (
-            f"about {voxels:,} voxels, as wide in mm along each axis as the median image"
-            f" {shape_text(median)} allows, {min(held, 1):.0%} of it"
+            f"the whole median image {shape_text(median)} in multiples of the network"
+            if held >= 1
+            else f"about {voxels:,} {'pixels' if dims == 2 else 'voxels'}, equally long along each"
+            f" axis where the median image {shape_text(median)} allows; {held:.0%} of it"
         ),
         "batch": "small batches leave time for more steps",
         "strides": "nnU-Net's rule: halve every axis while 4 voxels are left",

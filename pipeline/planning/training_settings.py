@@ -192,7 +192,9 @@ def _options(ground: Ground) -> dict[str, Any]:
 def _losses(ground: Ground) -> Iterator[Setting]:
     if not ground.labels:
         yield Setting("losses", [{"name": "l1", "target": "target"}])
-        yield Setting("metrics", ["psnr", "ssim", "mae"], "the first chooses between weights")
+        yield Setting(
+            "metrics", ["psnr", "ssim", "mae"], "of whole held-out images, as they are saved"
+        )
         return
     made = ground.configuration
     dice = {"name": "dice", "options": {"batch": True}} if made.batch_dice else {"name": "dice"}

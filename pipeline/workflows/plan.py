@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
 import re
 import shlex
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -326,24 +326,11 @@ def described(plan: DatasetPlan) -> str:
     lines = [tables.table(plan.fingerprint), "", "Configurations"]
     lines += decide.configurations(plan)
     lines += ["", "Decisions"]
-    lines += [
-        f"  {'# ' if s.proposed else ''}{s.key}: {_short(s.value)}"
-        + (f"   {s.reason}" if s.reason else "")
-        for s in plan.settings
-        if s.reason
-    ]
-    lines += ["", *decide.costs(plan)]
-    lines += [f"Note: {text}" for text in plan.remarks]
+    lines += decide.decisions(plan)
+    lines.append("")
+    for text in (*decide.costs(plan), *(f"Note: {text}" for text in plan.remarks)):
+        lines += textwrap.wrap(text, tables.WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
-
-
-LONGEST = 60
-"""Most characters of a value in the table of decisions."""
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 @contextlib.contextmanager
