@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
 import pytest
 
-from pipeline.config import from_dict
+from pipeline.config import Patch, from_dict
 from pipeline.planning import precision
 from pipeline.planning.precision import Precision, fastest, step_seconds
+from pipeline.workflows.checks import places
 
 CONFIG = from_dict(
     {
@@ -66,3 +68,21 @@ def test_steps_of_every_way_are_timed(way: tuple[str, bool]) -> None:
 @pytest.mark.slow
 def test_a_real_process_answers() -> None:
     assert fastest(CONFIG, 1, 2).plain > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "amp", "refused"),
+    [
+        ([4, 256, 256], "bf16", True),
+        ([4, 256, 256], "none", False),
+        ([1, 256, 256], "bf16", False),
+        ([40, 56, 40], "bf16", False),
+    ],
+)
+def test_what_breaks_memory_is_refused(size: list[int], amp: str, refused: bool) -> None:
+    data = dataclasses.replace(CONFIG.data, patch=Patch(size=tuple(size)))
+    train = dataclasses.replace(CONFIG.train, amp=amp)  # type: ignore[arg-type]
+    config = dataclasses.replace(CONFIG, data=data, train=train)
+    found = [p.text for p in places.broken_types(config, "cpu")]
+    assert bool(found) is refused
+    assert all("train.amp=none" in text for text in found)

@@ -15,7 +15,8 @@ from pathlib import Path
 from pipeline.config import Config, ConfigError, Problem
 from pipeline.data import own_splits
 from pipeline.files import lock, nearest, refused, require_text
-from pipeline.inference.devices import resolve
+from pipeline.inference.devices import kind, resolve
+from pipeline.planning import precision
 from pipeline.records import ALL, FoldName, UserError
 from pipeline.runs import BESIDE, WRITTEN, FoldFolder, KeptPlan, RunFolder, present
 
@@ -351,6 +352,32 @@ def device(name: str) -> Iterator[Problem]:
         resolve(name)
     except UserError as error:
         yield Problem(str(error))
+
+
+def broken_types(config: Config, name: str) -> Iterator[Problem]:
+    """Check for bfloat16 where torch breaks memory with it: on a CPU, few and large slices.
+
+    Args:
+        config: the resolved config.
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Yields:
+        At most one error.
+    """
+    size = config.data.patch.size
+    if config.train.amp != "bf16" or len(size) == 2 or precision.is_safe(size):
+        return
+    try:
+        on_cpu = kind(resolve(name)) == "cpu"
+    except UserError:
+        return  # reported by device()
+    if on_cpu:
+        yield Problem(
+            f"train.amp is bf16 and data.patch.size {list(size)}: on a CPU torch writes beyond its"
+            " memory in 3D convolutions of so few and large slices, and the process dies. Set"
+            " train.amp=none.",
+            ("train.amp", "data.patch.size"),
+        )
 
 
 def another_config(config: Config, start: Start) -> Iterator[Problem]:

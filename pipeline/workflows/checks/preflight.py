@@ -113,6 +113,7 @@ def name_problems(config: Config, start: Start) -> Iterator[Problem]:
         (*limits.problems(config), *places.problems(config, start)), start
     )
     yield from places.device(start.device)
+    yield from as_warnings_if_old(places.broken_types(config, start.device), start)
     yield from as_warnings_if_old(entries.problems(limits.clipped(config), None), start)
 
 
