@@ -394,6 +394,7 @@ def test_it_goes_on_and_another_margin_is_another_run(
     assert "margin" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fold_that_was_stopped_ends_with_the_same_weights(
     trained: tuple[Path, Path, Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +443,7 @@ def test_whole_stacks_and_parts_of_them_are_predicted(
     assert files.read(tmp_path / "part" / "s0.tif", 3)[0].shape == (1, 12, 20, 10)
 
 
+@pytest.mark.slow
 def test_answers_of_blocks_can_be_evaluated_with_links_to_their_labels(
     trained: tuple[Path, Path, Recorder], tmp_path: Path
 ) -> None:

@@ -386,6 +386,7 @@ def test_a_folder_without_data_leaves_no_run(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
 
 
+@pytest.mark.slow
 def test_fresh_keeps_the_old_plan_with_the_old_run(
     tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

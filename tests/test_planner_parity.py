@@ -83,6 +83,7 @@ def test_the_stored_plans_try_every_rule() -> None:
     assert {n for p in plans for n in p["normalise"]} == set(NORMALISATIONS)
 
 
+@pytest.mark.slow
 def test_the_networks_of_all_stored_plans_can_be_built() -> None:
     seen: set[str] = set()
     for row in ROWS:
