@@ -74,7 +74,8 @@ def _labels(ground: Ground) -> Iterator[Setting]:
         order = _region_order(found)
         yield Setting("data.regions_class_order", list(order), "later ones overwrite earlier ones")
     if found.ignore_label is not None:
-        yield Setting("data.ignore_label", found.ignore_label, "dataset.json calls it ignore")
+        who = "the competition's" if found.layout == "competition" else "dataset.json's"
+        yield Setting("data.ignore_label", found.ignore_label, f"{who} label to ignore")
 
 
 def _region_order(found: Fingerprint) -> tuple[int, ...]:
