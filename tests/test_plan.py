@@ -149,6 +149,23 @@ def test_thin_stacks_are_learned_as_slices(tmp_path: Path, unmeasured: None) -> 
     assert rows["3d_lowres"].why
 
 
+def test_large_solid_classes_are_learned_coarser(tmp_path: Path, unmeasured: None) -> None:
+    root = volumes(tmp_path / "d", shape=(96, 72, 64), cases=3)  # boxes of 29 x 64 x 56 voxels
+    plan = pl.plan_dataset(root, budget="cpu", minutes=5)
+    assert value(plan, "data.spacing") == [1.45, 1.45, 1.45]
+    assert "1.4 times coarser" in reason(plan, "data.spacing")
+    assert plan.ground.sizes["p0"] == (44, 50, 66)
+    preset = pl.plan_dataset(root, preset="plain")
+    assert value(preset, "data.spacing") == [1.0, 1.0, 1.0], "a preset is nnU-Net's"
+    label = np.zeros((96, 72, 64), np.uint8)
+    label[2:94, 30:42, 30:42] = 1  # a tube
+    label[2:94, 50:54, :] = 2
+    for n in range(3):
+        save(root / "labelsTr" / f"p{n}.nii.gz", label, affine_of((1.0, 1.0, 1.0)))
+    thin = pl.plan_dataset(root, budget="cpu", minutes=5)
+    assert value(thin, "data.spacing") == [1.0, 1.0, 1.0]
+
+
 def test_presets_are_nnunets(tmp_path: Path, unmeasured: None) -> None:
     root = volumes(tmp_path / "d", shape=(35, 50, 36), cases=2)
     plan = pl.plan_dataset(root, preset="plain")

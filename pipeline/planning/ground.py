@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config import Data, Folds, Patch
 from pipeline.data import blocks
-from pipeline.planning import names, nnunet, sides, small
+from pipeline.planning import coarse, names, nnunet, sides, small
 from pipeline.planning.axes import PlanAxes, brought, plan_axes
 from pipeline.planning.facts import Facts
 from pipeline.planning.fingerprint import CaseFacts, Fingerprint
@@ -178,8 +178,11 @@ def _ground(fingerprint: Fingerprint, request: PlanRequest, length: int | None =
     axes = plan_axes(fingerprint)
     facts = _facts(fingerprint, axes, length)
     rules = nnunet.plan(facts, preset or "plain", None if preset is None else request.gigabytes)
+    moved = axes.permuted(rules.transpose_forward)
     has_spacing = all(c.spacing is not None for c in fingerprint.cases)
-    rows = _rows(rules, preset, request.configuration)
+    by = 1.0 if preset else coarse.factor(fingerprint, rules, moved)
+    own = coarse.coarser(rules, by) if by > 1 else rules
+    rows = _rows(rules, own, preset, request.configuration)
     row = next((r for r in rows if r.taken and r.planned is not None), None)
     if row is None or row.planned is None:
         there = [r.name for r in rows if r.planned is not None]
@@ -188,9 +191,8 @@ def _ground(fingerprint: Fingerprint, request: PlanRequest, length: int | None =
             f"--configuration {request.configuration}: there is none for these data ({why})."
             f" Take one of {', '.join(there)}."
         )
-    moved = axes.permuted(rules.transpose_forward)
     pairs = sides.sides(fingerprint) if fingerprint.task == "labels" else ()
-    shapes = dict(zip((c.id for c in fingerprint.cases), rules.shapes, strict=True))
+    shapes = dict(zip((c.id for c in fingerprint.cases), own.shapes, strict=True))
     return Ground(
         fingerprint=fingerprint,
         request=request,
@@ -250,8 +252,10 @@ def channel_names(fingerprint: Fingerprint) -> tuple[str, ...]:
     return tuple(channel.name or "" for channel in fingerprint.channels)
 
 
-def _rows(rules: NnunetPlan, preset: str | None, wanted: str | None) -> tuple[Row, ...]:
-    """All configurations, with the one that is taken."""
+def _rows(
+    rules: NnunetPlan, own: NnunetPlan, preset: str | None, wanted: str | None
+) -> tuple[Row, ...]:
+    """All configurations, with the one that is taken; ``own`` is the plan at our own spacing."""
     chosen, why = _choice(rules, preset)
     if wanted is not None:
         chosen, why = wanted, "asked for with --configuration"
@@ -259,7 +263,7 @@ def _rows(rules: NnunetPlan, preset: str | None, wanted: str | None) -> tuple[Ro
     for name in ("3d_fullres", "3d_lowres", "2d"):
         planned = rules.configurations.get(name)
         if planned is not None and preset is None:
-            planned = small.configuration(rules, name)
+            planned = small.configuration(own, name)
         taken = name == chosen
         text = _dropped(rules, preset, name) if planned is None else ""
         text = text or (why if taken else _not_taken(name, chosen))

@@ -23,7 +23,7 @@ VOXELS = {2: 256 * 256, 3: 90_000}
 """Voxels of a sample, by axes of the network."""
 
 BATCH = {2: 4, 3: 2}
-"""Samples of a batch."""
+"""Samples of a batch; twice as many where patches are half as large or smaller."""
 
 THIN = 3.0
 """Spacing across over that in the plane, and sides in the plane over slices, above which a stack is
@@ -87,7 +87,7 @@ def configuration(plan: NnunetPlan, name: str) -> Configuration:
         spacing=spacing,
         median_shape=median,
         patch=made.patch,
-        batch=BATCH[dims],
+        batch=_batch(made.patch),
         batch_dice=True,
         network="plain_unet",
         strides=made.strides,
@@ -98,6 +98,12 @@ def configuration(plan: NnunetPlan, name: str) -> Configuration:
         elements=0,
         reasons=reasons,
     )
+
+
+def _batch(patch: Sequence[int]) -> int:
+    """Samples of a batch."""
+    usual, dims = BATCH[len(patch)], len(patch)
+    return 2 * usual if 2 * math.prod(patch) <= VOXELS[dims] else usual
 
 
 def _topology(spacing: Sequence[float], median: Sequence[float], voxels: int) -> Topology:
