@@ -19,8 +19,9 @@ from pipeline import plan as command
 from pipeline.config import Config, Data, Patch, load
 from pipeline.config.schema import LossTerm, NamedOptions
 from pipeline.networks import build
-from pipeline.planning import plan_file, precision, stored
+from pipeline.planning import decide, plan_file, precision, stored
 from pipeline.planning.cost import Cost
+from pipeline.planning.ground import PlanRequest
 from pipeline.planning.precision import Precision
 from pipeline.planning.settings import Setting
 from pipeline.records import UserError
@@ -295,6 +296,33 @@ def test_bfloat16_is_not_tried_on_large_slices(monkeypatch: pytest.MonkeyPatch) 
         )
         assert precision.fastest(config, 1, 1).is_plain
     assert set(tried) == {"none"}
+
+
+@pytest.mark.parametrize("taken", [30.0, None])
+def test_a_step_that_takes_too_much_is_planned_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: float | None
+) -> None:
+    found = pl.plan_dataset(volumes(tmp_path / "d", cases=2), budget="24G").fingerprint
+    size = (320, 320, 320)
+    cases = tuple(dataclasses.replace(c, shape=size, box=size) for c in found.cases)
+    found = dataclasses.replace(found, cases=cases)
+    plan = decide.decide(found, PlanRequest(name="x", gigabytes=24))
+    assert plan.ground.preset == "resenc-l"
+    second = dataclasses.replace(COST, memory=20 * 2**30)
+    monkeypatch.setattr(plans.costs, "measure", lambda *args, **more: second)
+    first = dataclasses.replace(COST, fits=taken is not None, memory=int((taken or 0) * 2**30))
+    again, cost = plans._corrected(plan, first, "cuda")
+    assert cost is second
+    share = 0.95 * 24 / 30 if taken else 0.5
+    assert again.ground.request.share == pytest.approx(share)
+    made, before = again.ground.configuration, plan.ground.configuration
+    assert made.elements * made.batch < before.elements * before.batch
+    assert f"planned for {share:.0%} of 24 GB" in again.remarks[-1]
+    assert plans._corrected(plan, second, "cuda") == (plan, second), "what fits stays"
+    kept = decide.decide(found, PlanRequest(name="x", preset="resenc-l", gigabytes=24))
+    said, cost = plans._corrected(kept, first, "cuda")
+    assert (said.settings, cost) == (kept.settings, first)
+    assert "--preset keeps nnU-Net's rules" in said.remarks[-1]
 
 
 # --- what cannot be asked for ---------------------------------------------------------------------

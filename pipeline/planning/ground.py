@@ -34,6 +34,7 @@ class PlanRequest:
         gigabytes: memory of the device to plan for; None: a CPU.
         minutes: wall time of ``train --fold -1``; None: nnU-Net's length, on a CPU an hour.
         configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``; None: chosen.
+        share: of the memory that is planned for, where a measured step took more than there is.
     """
 
     name: str
@@ -41,6 +42,12 @@ class PlanRequest:
     gigabytes: float | None = None
     minutes: float | None = None
     configuration: str | None = None
+    share: float = 1.0
+
+    @property
+    def memory(self) -> float | None:
+        """Gigabytes that nnU-Net's rules plan for; None: those of the preset."""
+        return None if self.gigabytes is None else self.gigabytes * self.share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +184,7 @@ def _ground(fingerprint: Fingerprint, request: PlanRequest, length: int | None =
     preset = request.preset or _preset_of(request.gigabytes)
     axes = plan_axes(fingerprint)
     facts = _facts(fingerprint, axes, length)
-    rules = nnunet.plan(facts, preset or "plain", None if preset is None else request.gigabytes)
+    rules = nnunet.plan(facts, preset or "plain", None if preset is None else request.memory)
     moved = axes.permuted(rules.transpose_forward)
     has_spacing = all(c.spacing is not None for c in fingerprint.cases)
     by = 1.0 if preset else coarse.factor(fingerprint, rules, moved)

@@ -108,7 +108,7 @@ def _section(settings: Sequence[Setting], depth: int, indent: str) -> Iterator[s
             yield from _entry(name, leaf, indent)
         inner = [s for s in group if s.key.count(".") > depth]
         if inner and not all(s.proposed for s in inner):
-            yield f"{indent}{name}:"
+            yield f"{indent}{_flow(name)}:"
             yield from _section(inner, depth + 1, indent + STEP)
         else:
             yield from _proposed_section(inner, indent)

@@ -28,6 +28,7 @@ from pipeline.inference import devices
 from pipeline.planning import cost as costs
 from pipeline.planning import decide, plan_file, precision, schedule, tables
 from pipeline.planning.arrangement import arrange
+from pipeline.planning.cost import Cost
 from pipeline.planning.decide import DatasetPlan
 from pipeline.planning.ground import PlanRequest
 from pipeline.planning.kept import as_kept
@@ -190,7 +191,10 @@ def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPl
             plan, precision.fastest(config, sample.channels, sample.outputs)
         )
         config = plan.config
-    cost = costs.measure(config, sample, device, lambda text: logger.info(f"Measuring: {text}"))
+    cost = _cost(plan, device)
+    if not on_cpu:
+        plan, cost = _corrected(plan, cost, device)
+        config = plan.config
     work = _workload(plan)
     if not cost.fits:
         return dataclasses.replace(plan, cost=cost)
@@ -198,6 +202,46 @@ def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPl
         made = schedule.expected(config, cost, work)
         return dataclasses.replace(plan, cost=cost, schedule=made)
     return decide.with_schedule(plan, cost, schedule.schedule_for(request.minutes, cost, work))
+
+
+def _cost(plan: DatasetPlan, device: str) -> Cost:
+    """Measure a plan on its median case."""
+    tell = lambda text: logger.info(f"Measuring: {text}")  # noqa: E731
+    return costs.measure(plan.config, _sample(plan), device, tell)
+
+
+HALF = 0.5
+"""Share of the memory that is planned for where a step did not fit: nobody knows by how much."""
+
+MARGIN = 0.95
+"""Share of the memory that a second plan aims at."""
+
+
+def _corrected(plan: DatasetPlan, cost: Cost, device: str) -> tuple[DatasetPlan, Cost]:
+    """The plan, once more where a measured step takes more memory than was planned for.
+
+    Rules that were asked for by name stay as they are, which a remark then says.
+    """
+    request, preset = plan.ground.request, plan.ground.preset
+    given = request.gigabytes or (PRESETS[preset].gigabytes if preset is not None else 0.0)
+    taken = max(cost.memory, cost.reserved) / 2**30
+    if preset is None or (cost.fits and taken <= given):
+        return plan, cost
+    found = f"takes {taken:.1f} GB" if cost.fits else "does not fit into the device"
+    if request.preset is not None or request.gigabytes is None:
+        text = (
+            f"A step {found}, planned were {given:g} GB. --preset keeps nnU-Net's rules; --budget"
+            " alone plans what fits."
+        )
+        return dataclasses.replace(plan, remarks=(*plan.remarks, text)), cost
+    share = MARGIN * given / taken if cost.fits else HALF
+    logger.info(f"A step {found}, planned were {given:g} GB: planning again for {share:.0%} of it")
+    again = decide.decide(plan.fingerprint, dataclasses.replace(request, share=share))
+    text = (
+        f"A step of the first plan {found}: this one was planned for {share:.0%} of {given:g} GB."
+    )
+    again = dataclasses.replace(again, remarks=(*again.remarks, text))
+    return again, _cost(again, device)
 
 
 def _workload(plan: DatasetPlan) -> Workload:
