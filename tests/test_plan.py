@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.networks import build
 from pipeline.planning import decide, plan_file, precision, stored
 from pipeline.planning.cost import Cost
 from pipeline.planning.ground import PlanRequest
+from pipeline.planning.kept import read_kept
 from pipeline.planning.precision import Precision
 from pipeline.planning.settings import Setting
 from pipeline.records import UserError
@@ -482,3 +484,16 @@ def test_a_real_measurement_plans_the_real_thing(shared_data: Path) -> None:
     assert plan.config.data.patch.size == (40, 56, 40)
     assert plan.cost is not None
     assert plan.cost.step > 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_what_is_no_plan_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    assert read_kept(path) is None

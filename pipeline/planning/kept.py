@@ -30,17 +30,28 @@ def read_kept(config: Path) -> KeptPlan | None:
     """The plan that a config file is, edited or not, with the fingerprint beside it.
 
     Args:
-        config: the file.
+        config: the file; anything else (a pipe, a device) is not opened.
 
     Returns:
         Its texts; None where it is no plan.
     """
+    in_a_run = config.name == RunFolder(config.parent).plan_file.name
+    beside = (
+        RunFolder(config.parent).fingerprint_file
+        if in_a_run
+        else plan_file.fingerprint_path(config)
+    )
     try:
+        if not config.is_file() or not _begins_as_plan(config):
+            return None
         text = config.read_text(encoding="utf-8")
-        beside = plan_file.fingerprint_path(config)
-        if config.name == RunFolder(config.parent).plan_file.name:
-            beside = RunFolder(config.parent).fingerprint_file
         fingerprint = beside.read_text(encoding="utf-8") if beside.is_file() else None
     except (OSError, UnicodeDecodeError):
         return None
-    return KeptPlan(text=text, fingerprint=fingerprint) if plan_file.is_plan(text) else None
+    return KeptPlan(text=text, fingerprint=fingerprint)
+
+
+def _begins_as_plan(path: Path) -> bool:
+    """Whether a file begins as plans do; of others nothing more is read."""
+    with path.open("rb") as file:
+        return plan_file.is_plan(file.read(len(plan_file.MARK)).decode(errors="replace"))
