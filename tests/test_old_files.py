@@ -74,7 +74,14 @@ def old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def holds(made: Mapping[str, Any], calibration: str) -> bool:
-    """Whether bits may be compared: equal versions, kind of processor, and bits of torch."""
+    """Whether bits may be compared: equal versions, kind of processor, and bits of torch.
+
+    The calibration is small; larger convolutions round otherwise on AMD's processors, seen with
+    equal versions and instruction sets.
+    """
+    cpus = Path("/proc/cpuinfo")
+    if cpus.is_file() and "AuthenticAMD" in cpus.read_text():
+        return False
     versions = {name: importlib.metadata.version(name) for name in made["packages"]}
     cpu = torch.backends.cpu.get_cpu_capability()
     return (versions, cpu, calibration) == (made["packages"], made["cpu"], made["calibration"])

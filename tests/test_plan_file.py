@@ -10,8 +10,9 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import files
 from pipeline.config import dump_yaml, parse_yaml
-from pipeline.planning.plan_file import fingerprint_path, is_plan, is_unchanged, text
+from pipeline.planning.plan_file import MARK, fingerprint_path, is_plan, text
 from pipeline.planning.settings import Setting, as_dict
 
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8)
@@ -69,7 +70,7 @@ def test_reads_back_as_decided(found: list[Setting], header: list[str]) -> None:
     made = text(found, header)
     assert (parse_yaml(made) or {}) == as_dict(found)
     assert is_plan(made)
-    assert is_unchanged(made)
+    assert files.is_unchanged(MARK, made)
 
 
 def test_reasons_stand_at_their_values() -> None:
@@ -95,7 +96,7 @@ def test_reasons_stand_at_their_values() -> None:
 
 def test_a_change_is_noticed() -> None:
     made = text([Setting("name", "x"), Setting("data.dims", 2, "pictures")], [])
-    assert not is_unchanged(made.replace("dims: 2", "dims: 3"))
+    assert not files.is_unchanged(MARK, made.replace("dims: 2", "dims: 3"))
     assert is_plan(made.replace("dims: 2", "dims: 3"))
     assert not is_plan("name: x\n")
     assert fingerprint_path(Path("a/b.yaml")) == Path("a/b.fingerprint.json")

@@ -33,7 +33,7 @@ from pipeline.tuning.search import Candidate, part
 from pipeline.tuning.trials import CaseFiles, Measure, ScoringTask
 from pipeline.workflows.checks import entries
 from pipeline.workflows.fuse import EnsembleJob, Spec, fuse, of_folders
-from pipeline.workflows.tune import require_spacings
+from pipeline.workflows.tune_space import require_spacings
 
 FEW = settings(max_examples=40, deadline=None)
 SPACING = (5.0, 0.5, 0.8)

@@ -30,7 +30,7 @@ from pipeline.scoring import core
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
 from pipeline.tuning.trials import CaseFiles, Measure, ScoringTask, Trials
-from pipeline.workflows import fuse
+from pipeline.workflows import fuse, tune_space
 from pipeline.workflows import tune as workflow
 
 SHAPE = (16, 20, 20)
@@ -456,9 +456,9 @@ def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
 
 
 def test_mixtures_lie_on_the_simplex() -> None:
-    assert workflow.mixtures(1) == (((1.0,), "mean"),)
+    assert tune_space.mixtures(1) == (((1.0,), "mean"),)
     for members in (2, 3, 4, 5):
-        found = workflow.mixtures(members)
+        found = tune_space.mixtures(members)
         assert found[0] == ((1.0,) * members, "mean")
         assert len(set(found)) == len(found)
         assert all(sum(w) in (1.0, float(members)) or abs(sum(w) - 1) < 1e-9 for w, _ in found)

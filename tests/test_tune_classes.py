@@ -31,7 +31,7 @@ from pipeline.tuning.filters import class_filters, filtered, worth
 from pipeline.tuning.nnunet_rule import nnunet_rule
 from pipeline.tuning.search import ALL, Candidate, SearchPlan, part
 from pipeline.tuning.trials import CaseFiles
-from pipeline.workflows import fuse
+from pipeline.workflows import fuse, tune_space
 from pipeline.workflows import tune as workflow
 
 START = Candidate(steps=(part("argmax"),))
@@ -473,8 +473,8 @@ def test_sizes_of_classes_are_in_the_unit_of_the_present_list(tmp_path: Path) ->
     image: Any = nibabel.load(tmp_path / "labels" / "a.nii.gz")
     label = np.asarray(image.dataobj)
     largest = int(morphology.component_sizes(label).max())
-    voxels = workflow.class_filters(study)
+    voxels = tune_space.class_filters(study)
     assert voxels == {1: class_filters(largest)}, "no case has class 2"
     study.config = configs.load(tmp_path / "m.yaml")
-    assert workflow.class_filters(study) == {1: class_filters(2 * largest, "mm3")}
+    assert tune_space.class_filters(study) == {1: class_filters(2 * largest, "mm3")}
     assert [list(s.options) for s in class_filters(50, "mm3")] == [["mm3"]] * 3 + [[]]

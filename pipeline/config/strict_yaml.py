@@ -137,7 +137,7 @@ def dump_yaml(value: Any, **style: Any) -> str:
 
     Example:
         >>> print(dump_yaml(["1e3", "a\\u2028b"], default_flow_style=True).strip())
-        ['1e3', "a\\\\Lb"]
+        ['1e3', "a\\Lb"]
     """
     import yaml
 

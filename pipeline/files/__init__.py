@@ -27,6 +27,7 @@ from pipeline.files.durable import (
 )
 from pipeline.files.errors import FileError, absence, guarded, require_text
 from pipeline.files.formats import Probe, dims_of, geometry, parts, probe, read, stored, view, write
+from pipeline.files.generated import is_unchanged, require_replaceable, with_checksum
 from pipeline.files.names import (
     INSTEAD,
     SUFFIXES,
@@ -67,6 +68,7 @@ __all__ = [
     "is_dicom_folder",
     "is_folder",
     "is_image",
+    "is_unchanged",
     "keeps_every_byte",
     "named",
     "nearest",
@@ -79,6 +81,7 @@ __all__ = [
     "read_table",
     "refused",
     "remove_stale_temps",
+    "require_replaceable",
     "require_room",
     "require_text",
     "require_writable",
@@ -94,6 +97,7 @@ __all__ = [
     "view",
     "whole",
     "with_box",
+    "with_checksum",
     "write",
     "write_bytes",
     "write_json",

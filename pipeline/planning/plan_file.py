@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 from pipeline.config import dump_yaml
 from pipeline.planning.settings import Setting
 from pipeline.records import printable
@@ -34,7 +34,8 @@ def text(settings: Sequence[Setting], header: Sequence[str]) -> str:
         header: lines of the comment above.
 
     Returns:
-        The text; its first line holds a checksum of the rest, see :func:`is_unchanged`.
+        The text; its first line holds a checksum of the rest, see
+        :mod:`pipeline.files.generated`.
 
     Example:
         >>> made = text([Setting("name", "x"), Setting("data.dims", 2, "pictures")], ["A plan."])
@@ -48,7 +49,7 @@ def text(settings: Sequence[Setting], header: Sequence[str]) -> str:
     lines = [wrapped for line in header for wrapped in _comment(line, "")]
     lines += _section(settings, 0, "")
     body = "\n".join(lines) + "\n"
-    return f"{MARK}{_checksum(body)}\n{body}"
+    return files.with_checksum(MARK, body)
 
 
 def is_plan(content: str) -> bool:
@@ -63,24 +64,6 @@ def is_plan(content: str) -> bool:
     return content.startswith(MARK)
 
 
-def is_unchanged(content: str) -> bool:
-    """Whether a text is a plan that nobody has changed since.
-
-    Args:
-        content: of a file.
-
-    Returns:
-        True where the checksum of its first line fits.
-
-    Example:
-        >>> made = text([Setting("name", "x")], [])
-        >>> is_unchanged(made), is_unchanged(made + "seed: 1")
-        (True, False)
-    """
-    first, _, rest = content.partition("\n")
-    return first == MARK + _checksum(rest)
-
-
 def fingerprint_path(plan: Path) -> Path:
     """Where the fingerprint lies beside a plan.
 
@@ -91,10 +74,6 @@ def fingerprint_path(plan: Path) -> Path:
         ``NAME.fingerprint.json``.
     """
     return plan.with_suffix(".fingerprint.json")
-
-
-def _checksum(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 def _section(settings: Sequence[Setting], depth: int, indent: str) -> Iterator[str]:

@@ -336,25 +336,12 @@ def guard(out: Path, force: bool) -> None:
     Raises:
         UserError: where it cannot.
     """
-    if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {out}: a plan is a .yaml file.")
-    files.require_writable("--out", out.parent)
-    if os.path.lexists(out) and not os.path.isfile(out):
-        raise UserError(f"--out {out} is no file. Choose another --out.")
-    if force:
-        return
+    files.require_replaceable(out, "a plan", plan_file.MARK, force)
     beside = plan_file.fingerprint_path(out)
-    if not os.path.lexists(out) and os.path.lexists(beside):
+    if not force and not os.path.lexists(out) and os.path.lexists(beside):
         raise UserError(
             f"{beside} is there, and {out} is not, whose fingerprint it would be. Choose another"
             " --out, or replace it with --force."
-        )
-    if not os.path.lexists(out):
-        return
-    if not plan_file.is_unchanged(out.read_text(encoding="utf-8", errors="replace")):
-        raise UserError(
-            f"{out} is there and was made or changed by somebody. Choose another --out, or replace"
-            " it with --force."
         )
 
 
