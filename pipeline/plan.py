@@ -57,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="2d, 3d_fullres or 3d_lowres; default: chosen, with the reason",
     )
+    p.add_argument("--images", metavar="NAME", help="folder of images in DIR; default: found")
+    p.add_argument(
+        "--targets", metavar="NAME", help="folder of labels or target images in DIR; default: found"
+    )
     p.add_argument("--name", help="of the system; default: that of the folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="YAML to write; default: NAME.yaml")
     p.add_argument(
@@ -87,6 +91,8 @@ def plan(
     budget: str | None,
     minutes: float | None,
     configuration: str | None,
+    images: str | None,
+    targets: str | None,
     name: str | None,
     out: Path | None,
     force: bool,
@@ -100,6 +106,8 @@ def plan(
         budget: memory to plan for.
         minutes: wall time of training all folds.
         configuration: which of nnU-Net's configurations.
+        images: folder of images in ``data_dir``.
+        targets: folder of their labels or target images.
         name: of the system.
         out: YAML to write; None: ``NAME.yaml``.
         force: replace what somebody made or changed.
@@ -118,6 +126,8 @@ def plan(
         budget=budget,
         minutes=minutes,
         configuration=configuration,
+        images=images,
+        targets=targets,
         name=name,
         device=device,
         progress=True,

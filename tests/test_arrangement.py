@@ -177,9 +177,21 @@ def test_a_choice_is_named_and_can_be_made(tmp_path: Path) -> None:
     pictures(tmp_path, "manual_2", classes)
     text = refusal(tmp_path)
     assert "manual_2/, masks/" in text
-    assert "data.folders" in text
-    chosen = arrange(tmp_path, {"image": "images", "label": "manual_2"})
-    assert dict(chosen.config.data.folders) == {"image": "images", "label": "manual_2"}
+    assert "--images images --targets manual_2" in text
+    for chosen in (arrange(tmp_path, "images", "manual_2/"), arrange(tmp_path, None, "manual_2")):
+        assert dict(chosen.config.data.folders) == {"image": "images", "label": "manual_2"}
+    with pytest.raises(UserError, match="cannot be both"):
+        arrange(tmp_path, "masks", "masks")
+    with pytest.raises(UserError, match="no image in other/"):
+        arrange(tmp_path, "images", "other")
+
+
+def test_of_two_folders_of_images_one_is_chosen(tmp_path: Path) -> None:
+    pictures(tmp_path, "images", photograph)
+    pictures(tmp_path, "raw", photograph)
+    pictures(tmp_path, "masks", mask)
+    assert "e.g. --images images" in refusal(tmp_path)
+    assert dict(arrange(tmp_path, "raw").config.data.folders) == {"image": "raw", "label": "masks"}
 
 
 def test_stems_that_differ(tmp_path: Path) -> None:

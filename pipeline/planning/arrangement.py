@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,15 @@ class Arrangement:
     """What was decided, and why."""
 
 
-def arrange(root: Path, folders: Mapping[str, str] | None = None) -> Arrangement:
+def arrange(root: Path, images: str | None = None, targets: str | None = None) -> Arrangement:
     """Find out how the data set in a folder is laid out.
 
     Names are listed, a few headers read and at most three targets decoded.
 
     Args:
         root: folder of the data set.
-        folders: ``data.folders`` of the user, where names leave a choice: layout ``folders``.
+        images: folder of the images below ``root``, where names leave a choice; None: found.
+        targets: folder of their labels or target images; None: found.
 
     Returns:
         The layout and the config with which cases can be found.
@@ -70,13 +72,14 @@ def arrange(root: Path, folders: Mapping[str, str] | None = None) -> Arrangement
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is no folder ({files.absence(root) or 'a file'}).")
-    if folders is None:
-        _refuse_nested(root)
-    if folders is None and _has(root, "imagesTr", "labelsTr"):
+    if images is not None or targets is not None:
+        return _from_folders(root, images, targets)
+    _refuse_nested(root)
+    if _has(root, "imagesTr", "labelsTr"):
         return _fixed(root, "nnunet", "imagesTr", "labelsTr")
-    if folders is None and _has(root, "train_images", "train_labels"):
+    if _has(root, "train_images", "train_labels"):
         return _fixed(root, "competition", "train_images", "train_labels")
-    return _from_folders(root, folders)
+    return _from_folders(root, None, None)
 
 
 def _has(root: Path, images: str, labels: str) -> bool:
@@ -148,14 +151,13 @@ def _names_classes(root: Path) -> bool:
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _from_folders(root: Path, given: Mapping[str, str] | None) -> Arrangement:
+def _from_folders(root: Path, images: str | None, targets: str | None) -> Arrangement:
     """A data set of the layout ``folders``."""
     found = folders_of(root)
-    if given is None:
-        image = _image_folder(root, found)
-        target = _target_folder(root, image, found)
-    else:
-        image, target = _given(root, given, found)
+    image = _named(root, images, found) if images else _image_folder(root, found)
+    target = _named(root, targets, found) if targets else _target_folder(root, image, found)
+    if image.name == target.name:
+        raise UserError(f"{image.name}/ cannot be both --images and --targets. Name two folders.")
     _require_pairs(root, image, target)
     dims = contents.axes_of(image.paths)
     content = contents.content_of(target.paths, dims)
@@ -246,25 +248,16 @@ def _target_folder(root: Path, image: Folder, found: Sequence[Folder]) -> Folder
     return best[0]
 
 
-def _given(root: Path, given: Mapping[str, str], found: Sequence[Folder]) -> tuple[Folder, Folder]:
-    """The folders that the user names."""
-    roles = [role for role in given if role != "image"]
-    if "image" not in given or len(roles) != 1:
-        raise UserError(
-            f"data.folders is {dict(given)}. Planning needs the role image and one target, e.g."
-            " {image: images, label: masks}."
-        )
-    table = {f.name: f for f in found}
-    chosen = []
-    for role in ("image", roles[0]):
-        name = given[role].strip("/")
-        if name not in table:
-            paths = list_folder(root / name)[0]
-            if not paths:
-                _refuse(root, f"no image in {name}/ (data.folders.{role})", found)
-            table[name] = Folder(name, paths, *role_of(name))
-        chosen.append(table[name])
-    return chosen[0], chosen[1]
+def _named(root: Path, name: str, found: Sequence[Folder]) -> Folder:
+    """A folder that the user names."""
+    name = name.strip("/")
+    known = next((f for f in found if f.name == name), None)
+    if known is not None:
+        return known
+    paths = list_folder(root / name)[0]
+    if not paths:
+        _refuse(root, f"no image in {name}/", found)
+    return Folder(name, paths, *role_of(name))
 
 
 def _require_pairs(root: Path, image: Folder, target: Folder) -> None:
@@ -309,15 +302,11 @@ def _refuse_choice(
     """Say that several folders could be meant, and which key chooses."""
     other = image.name if image else "FOLDER"
     named = ", ".join(f"{f.name}/" for f in best)
-    example = (
-        f"{{image: {other}, label: {best[0].name}}}"
-        if role == "label"
-        else f"{{image: {best[0].name}, label: FOLDER}}"
-    )
+    words = ["--images", other, "--targets"] if role == "label" else ["--images"]
     _refuse(
         root,
         f"{len(best)} folders that may be the {'target' if role == 'label' else 'input'}: {named}."
-        f" Choose with data.folders, e.g. {example} (target in place of label for images)",
+        f" Choose with options of pipeline.plan, e.g. {shlex.join([*words, best[0].name])}",
         found,
     )
 

@@ -71,9 +71,9 @@ class Precision:
 def fastest(config: Config, channels: int, outputs: int) -> Precision:
     """Time some steps of the network in each way.
 
-    Processors with matrix units (AMX) compute bfloat16 several times faster than float32; on others
-    it is slower, so it has to be measured. Each way has a process of its own, which is ended where
-    it takes too long: some convolutions take minutes in bfloat16, or end the process.
+    Processors with instructions for bfloat16 (AMX, AVX-512 BF16) take about half the time, others
+    longer than in float32, so it has to be measured. Each way has a process of its own, which is
+    ended where it takes too long: some convolutions take minutes in bfloat16, or end the process.
 
     Args:
         config: network, patch and batch.

@@ -65,6 +65,8 @@ def plan_dataset(
     budget: str | None = None,
     minutes: float | None = None,
     configuration: str | None = None,
+    images: str | None = None,
+    targets: str | None = None,
     name: str | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -81,6 +83,8 @@ def plan_dataset(
             else of the device at hand.
         minutes: wall time of training all folds; None: nnU-Net's length, on a CPU an hour.
         configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``; None: chosen.
+        images: folder of the images below ``root``, where names leave a choice; None: found.
+        targets: folder of their labels or target images; None: found.
         name: of the system; None: that of the folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, to measure on.
         progress: show a bar on a terminal.
@@ -112,7 +116,7 @@ def plan_dataset(
     )
     _require_possible(request, used)
     with bars_shown(progress):
-        arrangement = arrange(root)
+        arrangement = arrange(root, images, targets)
         for note in arrangement.notes:
             logger.info(note)
         fingerprint = fingerprint_of(arrangement, progress_callback("looking at the data"))
