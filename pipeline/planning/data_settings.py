@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,8 @@ def _space(ground: Ground) -> Iterator[Setting]:
 
 def _left(ground: Ground) -> float:
     """Median share of the images inside the box that is not 0."""
-    sizes = sorted(_product(c.box) / _product(c.shape) for c in ground.fingerprint.cases)
+    sizes = sorted(math.prod(c.box) / math.prod(c.shape) for c in ground.fingerprint.cases)
     return sizes[len(sizes) // 2]
-
-
-def _product(size: tuple[int, ...]) -> int:
-    found = 1
-    for n in size:
-        found *= n
-    return found
 
 
 def _normalise(ground: Ground) -> Setting:

@@ -1,8 +1,8 @@
 """Our own rules for CPUs and short trainings, where nnU-Net's networks take minutes a step.
 
 Everything else is as nnU-Net has it: target spacing, order of the axes, how strides and kernels
-follow from spacing and patch. What differs was found by measurement (docs/plan.md): a quarter of
-the width, patches of a fixed number of voxels, and slices where a stack is thin.
+follow from spacing and patch. What differs was found by measurement (docs/plan.md): half the
+width, patches of a fixed number of voxels, and slices where a stack is thin.
 """
 
 from __future__ import annotations
