@@ -414,6 +414,20 @@ def test_the_run_keeps_the_plan_it_was_trained_by(tmp_path: Path, unmeasured: No
     assert json.loads(run.fingerprint_file.read_text()) == stored.as_json(plan.fingerprint)
 
 
+@pytest.mark.parametrize("name", ["p.yaml", "plan.yaml"])
+def test_a_plan_keeps_its_fingerprint_by_any_name(
+    tmp_path: Path, unmeasured: None, name: str
+) -> None:
+    plan = pl.plan_dataset(volumes(tmp_path / "d", cases=4), budget="cpu", minutes=5)
+    pl.write_plan(plan, tmp_path / name)
+    kept, run = read_kept(tmp_path / name), RunFolder(tmp_path / "run")
+    assert kept is not None
+    assert kept.fingerprint is not None
+    assert json.loads(kept.fingerprint) == stored.as_json(plan.fingerprint)
+    run.keep_plan(kept)
+    assert read_kept(run.plan_file) == kept
+
+
 def test_a_dry_run_plans_and_keeps_nothing(
     tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

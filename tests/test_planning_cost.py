@@ -444,7 +444,7 @@ def test_lines_say_memory_and_time() -> None:
     cost = dataclasses.replace(PLAIN, memory=4_900_000_000)
     found = lines(cost, schedule_for(60, cost, workload(10, 5)), 5.1e9)
     assert "expected 5.1 GB, measured 4.9 GB" in found[0]
-    assert "of 1:00:00 (12% kept free) for 5 folds" in found[2]
+    assert "of 1:00:00 (15% kept free) for 5 folds" in found[2]
     assert "training" in found[3]
 
 

@@ -35,12 +35,9 @@ def read_kept(config: Path) -> KeptPlan | None:
     Returns:
         Its texts; None where it is no plan.
     """
-    in_a_run = config.name == RunFolder(config.parent).plan_file.name
-    beside = (
-        RunFolder(config.parent).fingerprint_file
-        if in_a_run
-        else plan_file.fingerprint_path(config)
-    )
+    run, beside = RunFolder(config.parent), plan_file.fingerprint_path(config)
+    if config.name == run.plan_file.name and not beside.is_file():  # the plan that a run keeps
+        beside = run.fingerprint_file
     try:
         if not config.is_file() or not _begins_as_plan(config):
             return None
