@@ -168,7 +168,7 @@ def schedule_for(
         >>> cost = Cost(device="cpu", batch=2, draw=0.1, step=0.4, predict=1.0)
         >>> found = schedule_for(10, cost, workload(20, 5))
         >>> found.epochs, found.steps, round(found.total)
-        (40, 5, 525)
+        (48, 4, 505)
     """
     _require_fit(cost)
     if not (math.isfinite(minutes) and minutes > 0):
