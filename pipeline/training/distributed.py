@@ -9,6 +9,7 @@ in a group of its own, as numbers or JSON, so that it waits for no device.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -300,6 +301,7 @@ def destroy(context: DistributedContext) -> None:
         context: whose group it is.
     """
     if not context.is_single and dist.is_initialized():
+        gc.collect()  # a wrapped network in a cycle keeps threads of the group, which abort the exit
         dist.destroy_process_group()
 
 
