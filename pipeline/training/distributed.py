@@ -301,7 +301,7 @@ def destroy(context: DistributedContext) -> None:
         context: whose group it is.
     """
     if not context.is_single and dist.is_initialized():
-        gc.collect()  # a wrapped network in a cycle keeps threads of the group, which abort the exit
+        gc.collect()  # a wrapped network in a cycle keeps threads of the group, which abort an exit
         dist.destroy_process_group()
 
 
