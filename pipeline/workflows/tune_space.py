@@ -21,7 +21,6 @@ from pipeline.workflows.tune_study import Study
 
 logger = logging.getLogger(__name__)
 
-
 STEPS = {2: 8, 3: 4, 4: 3}
 """Into how many steps the weights of so many members are divided."""
 
