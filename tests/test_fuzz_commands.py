@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import model_file, noise
 
-from pipeline import ensemble, evaluate, predict, report, submit, train, tune
+from pipeline import ensemble, evaluate, plan, predict, report, submit, train, tune
 
 MODEL = "best_model.safetensors"
 BASES: dict[ModuleType, list[str]] = {
@@ -43,6 +43,7 @@ BASES: dict[ModuleType, list[str]] = {
     ],
     submit: ["--predictions", "answers", "--test-dir", "images", "--out", "OUT.zip"],
     report: ["run"],
+    plan: ["data", "--budget", "cpu", "--minutes", "1", "--out", "OUT.yaml"],
 }
 NUMBERS = [
     "0",

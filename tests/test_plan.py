@@ -511,3 +511,8 @@ def test_what_is_no_plan_is_not_read(tmp_path: Path, kind: str) -> None:
         with path.open("wb") as file:
             file.truncate(10**12)
     assert read_kept(path) is None
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "x" * 5000, "x" * 5000 + "/plan.yaml"])
+def test_names_that_no_file_can_have_are_no_plans(name: str) -> None:
+    assert read_kept(Path(name)) is None

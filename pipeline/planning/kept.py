@@ -35,13 +35,13 @@ def read_kept(config: Path) -> KeptPlan | None:
     Returns:
         Its texts; None where it is no plan.
     """
-    run, beside = RunFolder(config.parent), plan_file.fingerprint_path(config)
-    if config.name == run.plan_file.name and not beside.is_file():  # the plan that a run keeps
-        beside = run.fingerprint_file
     try:
         if not config.is_file() or not _begins_as_plan(config):
             return None
         text = config.read_text(encoding="utf-8")
+        run, beside = RunFolder(config.parent), plan_file.fingerprint_path(config)
+        if config.name == run.plan_file.name and not beside.is_file():  # the plan that a run keeps
+            beside = run.fingerprint_file
         fingerprint = beside.read_text(encoding="utf-8") if beside.is_file() else None
     except (OSError, UnicodeDecodeError):
         return None

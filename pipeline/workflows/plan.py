@@ -170,7 +170,8 @@ def _gigabytes(budget: str | None, preset: str | None, device: str) -> float | N
 
 def _name(name: str | None, root: Path) -> str:
     """A name that can be a folder's."""
-    made = re.sub(r"[^\w.-]+", "_", name or root.resolve().name).strip("._") or "plan"
+    given = name or os.path.basename(os.path.realpath(root))  # resolve() raises for a loop of links
+    made = re.sub(r"[^\w.-]+", "_", given).strip("._") or "plan"
     if name is not None and made != name:
         raise UserError(
             f"--name is {name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'."
