@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("src", type=Path, help="folder of images before retouching")
     p.add_argument("dst", type=Path, help="folder of images after it, of the same names")
     p.add_argument("out", type=Path, help="folder to write")
-    p.add_argument("--config", type=Path, help="YAML whose data.change is taken")
+    p.add_argument("--config", type=Path, help="YAML whose data.change is taken, or the name of a shipped one, e.g. retouch")
     usual = config.Change()
     p.add_argument("--by", choices=["value", "colour"], help=f"what is compared ({usual.by})")
     for name, kind, text in (
@@ -84,7 +84,7 @@ def settings_of(arguments: argparse.Namespace) -> config.Change:
     """
     settings: config.Change | None = config.Change()
     if arguments.config is not None:
-        settings = config.load(arguments.config).data.change
+        settings = config.load(config.find_config(arguments.config)).data.change
         if settings is None:
             raise UserError(
                 f"{arguments.config}: data.change is null, so training makes no mask. Set it, {{}}"
