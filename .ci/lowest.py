@@ -49,7 +49,9 @@ def lowest(tested: Iterable[str] = ()) -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     found = {name: version for name, version in lower_bounds(wanted) if name not in TOOLS}
-    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pins = re.findall(
+        r"^([\w.-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )
     versions = {canonical(name): version for name, version in pins}
     for name in tested:
         if name not in versions or name not in found:

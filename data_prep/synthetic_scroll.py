@@ -516,7 +516,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=str(__doc__).split("\n\n")[0],
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     p.add_argument(
         "out",
