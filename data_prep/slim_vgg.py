@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("source", type=Path, help="vgg16-397923af.pth")
+    p.add_argument("source", type=Path, help="the published file of weights, vgg16-397923af.pth")
     p.add_argument(
         "out", type=Path, nargs="?", help="file to write, .safetensors; default: in torch's cache"
     )
