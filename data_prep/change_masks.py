@@ -37,15 +37,25 @@ STRENGTH = 0.6
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
     p.add_argument("src", type=Path, help="folder of images before retouching")
     p.add_argument("dst", type=Path, help="folder of images after it, of the same names")
     p.add_argument("out", type=Path, help="folder to write")
-    p.add_argument("--config", type=Path, help="YAML whose data.change is taken")
+    p.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML whose data.change is taken, or the name of one that comes with the package, e.g."
+        " retouch; default: each option's own default",
+    )
     usual = config.Change()
-    p.add_argument("--by", choices=["value", "colour"], help=f"what is compared ({usual.by})")
+    p.add_argument(
+        "--by",
+        choices=["value", "colour"],
+        help=f"what is compared; default: as in the config, else {usual.by}",
+    )
     for name, kind, text in (
         ("magnifier", float, "factor of the difference"),
         ("threshold", float, "a pixel has changed above this, in levels of 0..255"),
@@ -53,7 +63,11 @@ def parser() -> argparse.ArgumentParser:
         ("dilation", int, "radius in pixels by which what is left grows"),
         ("blur", float, "standard deviation in pixels of the soft edge"),
     ):
-        p.add_argument(f"--{name}", type=kind, help=f"{text} ({getattr(usual, name):g})")
+        p.add_argument(
+            f"--{name}",
+            type=kind,
+            help=f"{text}; default: as in the config, else {getattr(usual, name):g}",
+        )
     return p
 
 
@@ -84,7 +98,7 @@ def settings_of(arguments: argparse.Namespace) -> config.Change:
     """
     settings: config.Change | None = config.Change()
     if arguments.config is not None:
-        settings = config.load(arguments.config).data.change
+        settings = config.load(config.find_config(arguments.config)).data.change
         if settings is None:
             raise UserError(
                 f"{arguments.config}: data.change is null, so training makes no mask. Set it, {{}}"

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("competition", "dice", "components")
 
@@ -36,14 +38,18 @@ def command(*words: object) -> None:
         raise SystemExit(code)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=cli.RawHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
+    p.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for everything that the demo writes"
     )
-    out = parser.parse_args().out
+    return p
+
+
+def main() -> None:
+    out = parser().parse_args().out
     began = time.monotonic()
     data, run, predictions = out / "data", out / "run", out / "predictions"
     command("data_prep/synthetic_scroll.py", data, "--size", 64, "--train", 15, "--test", 3)

@@ -102,15 +102,17 @@ class Recipe:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
     p.add_argument("photographs", type=Path, nargs="+", help="sharp photographs, files or folders")
     p.add_argument(
         "out", type=Path, help="folder to write; files that are there already are written anew"
     )
-    p.add_argument("--kind", choices=["blur", "tone", "blemish"], required=True)
-    p.add_argument("--variants", type=int, default=1, help="pairs made of each photograph (1)")
+    p.add_argument(
+        "--kind", choices=["blur", "tone", "blemish"], required=True, help="what is to be undone"
+    )
+    p.add_argument("--variants", type=int, default=1, help="pairs made of each photograph")
     p.add_argument(
         "--crop",
         type=int,
@@ -118,14 +120,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="height and width, or the edge, of a random part; default: all of it",
     )
-    p.add_argument("--frames", type=int, default=31, help="blur: frames averaged (31)")
+    p.add_argument("--frames", type=int, default=31, help="blur: number of frames that are averaged")
     p.add_argument(
         "--length",
         type=float,
         nargs=2,
         default=(5.0, 25.0),
         metavar=("LOW", "HIGH"),
-        help="blur: pixels of the path (5 25)",
+        help="blur: pixels of the path",
     )
     p.add_argument(
         "--blemishes",
@@ -133,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
         nargs=2,
         default=(20.0, 160.0),
         metavar=("LOW", "HIGH"),
-        help="blemish: number per megapixel (20 160)",
+        help="blemish: number per megapixel",
     )
     p.add_argument(
         "--scale",
@@ -141,18 +143,18 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help=(
             "blemish: size, 1 for photographs of about a megapixel; the number falls with its"
-            " square (1)"
+            " square"
         ),
     )
     p.add_argument(
-        "--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)"
+        "--clean", type=float, default=0.1, help="blemish: share of pairs that have none"
     )
     p.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="KIND",
-        help="blemish: of stain, spot, line and dust only these",
+        help="blemish: of stain, spot, line and dust only these; default: all",
     )
     p.add_argument(
         "--vary",
@@ -165,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="photographs under 'test'; default: one in five, drawn by the seed",
     )
-    p.add_argument("--seed", type=int, default=42)
+    p.add_argument("--seed", type=int, default=42, help="the same seed gives the same pairs")
     return p
 
 

@@ -34,7 +34,7 @@ ROWS, USED = 806, 786
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=str(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
     p.add_argument(

@@ -45,7 +45,7 @@ class Pair:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
     p.add_argument(

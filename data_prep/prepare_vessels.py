@@ -53,7 +53,7 @@ class Eye:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=str(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
     p.add_argument("download", type=Path, help="unpacked folder of DRIVE or CHASE_DB1")

@@ -24,18 +24,18 @@ logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=str(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.RawHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("source", type=Path, help="vgg16-397923af.pth")
+    p.add_argument("source", type=Path, help="the published file of weights, vgg16-397923af.pth")
     p.add_argument(
-        "out", type=Path, nargs="?", help="file to write, .safetensors (default: in torch's cache)"
+        "out", type=Path, nargs="?", help="file to write, .safetensors; default: in torch's cache"
     )
     p.add_argument(
         "--deepest",
         default="relu3_3",
         metavar="LAYER",
-        help="last layer to keep, relu1_1 to relu5_3 (default: relu3_3)",
+        help="last layer to keep, relu1_1 to relu5_3",
     )
     p.add_argument(
         "--accept-other",

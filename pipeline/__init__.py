@@ -6,9 +6,11 @@ caller wants it::
 
     import pipeline as pl
 
-    run = pl.train_folds("configs/surface.yaml", data="DIR", folds=[0])
+    run = pl.train_folds("surface", data="DIR", folds=[0])
     labels = pl.Predictor.load(run).predict(volume)
     scores = pl.score(labels, truth, ["dice", "surface_dice"])
+
+For research: no medical device.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if empty else super()._get_help_string(action)
 
 
+class RawHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The same below a description that keeps its lines."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors explain how a name with a leading dash is given."""
 
@@ -45,20 +49,33 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+_front: list[str] = []
+"""Program that has passed this process on to a command; empty where the command was started."""
+
+
+def come_from(program: str) -> None:
+    """Name the program by which the command was called, for the usage that it prints.
+
+    Args:
+        program: ``pipeline``, or ``python -m pipeline``.
+    """
+    _front[:] = [program]
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Make the argument parser of a command, with exact option names (no abbreviations).
 
     It has ``--plugin``, which every command has and :func:`run` follows.
 
     Args:
-        command: ``python -m pipeline.<command>``.
+        command: ``python -m pipeline.<command>``, or ``pipeline <command>`` (:func:`come_from`).
         description: one sentence for ``--help``.
 
     Returns:
         A parser to which the command adds its options.
     """
     made = Parser(
-        prog=f"python -m pipeline.{command}",
+        prog=f"{_front[0]} {command}" if _front else f"python -m pipeline.{command}",
         description=description,
         allow_abbrev=False,
         formatter_class=HelpFormatter,

@@ -50,7 +50,12 @@ def parser() -> argparse.ArgumentParser:
             " OUTPUT/members; kept when run again"
         ),
     )
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="for --input")
+    p.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where --input is predicted; auto: CUDA where there is one, else the CPU",
+    )
     p.add_argument(
         "--fusion",
         choices=["mean", "logit", "vote"],

@@ -11,6 +11,9 @@ from typing import Literal
 
 from pipeline.records import ALL, FoldName
 
+DEVICE = "where to compute; auto: CUDA where there is one, else the CPU"
+"""Help text of ``--device``."""
+
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
     """Add these options to a parser.
@@ -32,12 +35,12 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
         help="which folds of the run, e.g. 0 1; all: the one model of all cases; default: every"
         " finished fold",
     )
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=DEVICE)
     p.add_argument(
         "--backend",
         choices=["torch", "onnx", "openvino"],
         default="torch",
-        help="what computes; the others need the extra 'cpu'",
+        help="what computes; the others need the extra cpu",
     )
     size = p.add_mutually_exclusive_group()
     size.add_argument(
@@ -59,37 +62,57 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
         "--halo",
         type=_halo,
         metavar="N|auto",
-        help="voxels at inner tile faces that are thrown away; auto: as far as the network sees",
+        help="voxels at inner tile faces that are thrown away; auto: as far as the network"
+        " sees; default: as in the config",
     )
     p.add_argument(
         "--norms",
         choices=["tile", "frozen", "exact"],
-        help="statistics of group and instance norm: of each tile, or of the whole image",
+        help="statistics of group and instance norm: of each tile, or of the whole"
+        " image; default: as in the config",
     )
-    p.add_argument("--batch", type=int, help="tiles per forward pass")
-    p.add_argument("--threshold", type=float, help="probability from which a voxel is foreground")
+    p.add_argument("--batch", type=int, help="tiles per forward pass; default: as in the config")
     p.add_argument(
-        "--min-component-size", type=int, help="remove components with fewer voxels; 0: keep all"
+        "--threshold",
+        type=float,
+        help="probability from which a voxel is foreground; default: as in the config",
     )
     p.add_argument(
-        "--max-hole-size", type=int, help="fill holes of up to this many voxels; 0: none"
+        "--min-component-size",
+        type=int,
+        help="remove components with fewer voxels; 0: keep all; default: as in the config",
     )
-    p.add_argument("--kernel-size", type=int, help="edge of the closing kernel in voxels; 0: none")
+    p.add_argument(
+        "--max-hole-size",
+        type=int,
+        help="fill holes of up to this many voxels; 0: none; default: as in the config",
+    )
+    p.add_argument(
+        "--kernel-size",
+        type=int,
+        help="edge of the closing kernel in voxels; 0: none; default: as in the config",
+    )
     p.add_argument(
         "--separate-instances", action="store_true", help="label touching parts separately"
     )
-    p.add_argument("--tta", action="store_const", const=True, help="average over all flips")
+    p.add_argument(
+        "--tta",
+        action="store_const",
+        const=True,
+        help="average over all flips, whatever the config says",
+    )
     p.add_argument(
         "--scales",
         type=float,
         nargs="+",
         metavar="F",
-        help="average over tiles resized by these factors, e.g. 0.75 1 1.25",
+        help="average over tiles resized by these factors, e.g. 0.75 1 1.25;"
+        " default: as in the config",
     )
     p.add_argument(
         "--model",
         choices=["auto", "best", "swa", "last"],
-        help="which weights of a fold; auto: the better on its held-out cases",
+        help="which weights of a fold; auto, the default: the better on its held-out cases",
     )
     p.add_argument(
         "--allow-missing-folds",

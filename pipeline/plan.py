@@ -61,13 +61,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--targets", metavar="NAME", help="folder of labels or target images in DIR; default: found"
     )
-    p.add_argument("--name", help="of the system; default: that of the folder")
+    p.add_argument("--name", help="name of the system; default: that of the folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="YAML to write; default: NAME.yaml")
     p.add_argument(
         "--force", action="store_true", help="replace --out although somebody made or changed it"
     )
     p.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="to measure a step on"
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where a step is measured; auto: CUDA where there is one, else the CPU",
     )
     return p
 

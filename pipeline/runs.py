@@ -32,7 +32,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents, files, plugins
-from pipeline.config import Config, Problem, difference, dump, load, numbers, read_yaml, to_dict
+from pipeline.config import (
+    Config,
+    Problem,
+    difference,
+    dump,
+    find_config,
+    load,
+    numbers,
+    read_yaml,
+    to_dict,
+)
 from pipeline.files import lock
 from pipeline.plugins import Plugin
 from pipeline.records import ALL, METRICS_VERSION, FoldName, FoldResult, UserError
@@ -771,7 +781,8 @@ def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config
     """Read a system's YAML and load the plugins that it names.
 
     Args:
-        path: the YAML, the user's own.
+        path: the YAML, the user's own; or the name of a config that comes with the package, such as
+            ``surface``.
         overrides: ``KEY=VALUE`` laid over it, one or several, with dotted keys and YAML values.
 
     Returns:
@@ -789,8 +800,9 @@ def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config
         >>> config.train.epochs, config.data.folds.count
         (10, 5)
     """
+    path = find_config(path)
     config = load(path, overrides)
-    load_named_plugins(Path(path), config)
+    load_named_plugins(path, config)
     return config
 
 

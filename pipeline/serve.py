@@ -42,10 +42,17 @@ def parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 is reachable from other machines",
     )
-    p.add_argument("--port", type=_whole(0), default=8000, help="0: any free one")
-    p.add_argument("--max-bytes", type=_whole(1), default=64 * 2**20, help="largest request body")
     p.add_argument(
-        "--max-pixels", type=_whole(1), default=16 * 2**20, help="largest image, width times height"
+        "--port", type=_whole(0), default=8000, help="port to listen on; 0: any free one"
+    )
+    p.add_argument(
+        "--max-bytes", type=_whole(1), default=64 * 2**20, help="largest request body in bytes"
+    )
+    p.add_argument(
+        "--max-pixels",
+        type=_whole(1),
+        default=16 * 2**20,
+        help="largest image in pixels, width times height",
     )
     p.add_argument(
         "--concurrent",
@@ -101,7 +108,7 @@ def serve(
         host: address to listen on.
         port: number of the port; 0: any free one.
         max_bytes: largest request body in bytes.
-        max_pixels: largest image, width times height.
+        max_pixels: largest image in pixels, width times height.
         concurrent: images computed at a time.
         waiting: further requests that may wait.
         **model: fields of :class:`pipeline.inference.options.ModelOptions`.

@@ -55,7 +55,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="with --spec: folder for its answers; default: <out without suffix>_predictions",
     )
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="with --spec")
+    p.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where --spec is predicted; auto: CUDA where there is one, else the CPU",
+    )
     p.add_argument(
         "--format",
         choices=["tiff-zip", "rle-csv"],

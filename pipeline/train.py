@@ -2,7 +2,10 @@ r"""Train the folds of a system by cross-validation.
 
 Check everything, split once, train each fold to its end, score it on its held-out cases::
 
-    python -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold -1
+    python -m pipeline.train --config surface --data-dir DIR --fold -1
+
+``--config`` takes a file, or the name of a config that comes with the package (``python -m
+pipeline.list configs``), from any folder; a file of that name below the working folder wins.
 
 Without ``--config``, a folder of ``--data-dir`` that is not the competition's is planned first, as
 ``python -m pipeline.plan DIR`` does; the plan lies in the run folder.
@@ -18,7 +21,7 @@ held out and nothing scored. It predicts with ``pipeline.predict --folds all``.
 Under torchrun the ranks train one fold together; the first of them prepares, writes and logs::
 
     torchrun --standalone --nproc-per-node 4 -m pipeline.train \
-        --config configs/surface.yaml --data-dir DIR --fold 0
+        --config surface --data-dir DIR --fold 0
 """
 
 from __future__ import annotations
@@ -42,8 +45,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--config",
         type=Path,
-        help="the system's YAML file; default: configs/surface.yaml for the competition's data, a"
-        " plan for any other --data-dir",
+        metavar="FILE",
+        help="the system's YAML file, or the name of a config that comes with the package (pipeline"
+        " list configs); default: surface for the competition's data, a plan for any other"
+        " --data-dir",
     )
     p.add_argument(
         "--data-dir", type=Path, help="data set folder; default: data.root of the config"
@@ -77,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override config values, e.g. train.epochs=10",
     )
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    p.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help=model_options.DEVICE
+    )
     return p
 
 
@@ -108,7 +115,8 @@ def train(
     """Check a system, or train its folds.
 
     Args:
-        config: YAML file of the system; None: that of the competition, or a plan for ``data_dir``.
+        config: YAML file of the system, or the name of a shipped one; None: that of the
+            competition, or a plan for ``data_dir``.
         data_dir: folder of the data set; None: ``data.root`` of the config.
         fold: number of the fold; -1: all folds in order; ``all``: one model on every case.
         out: run folder; None: ``runs/NAME``.

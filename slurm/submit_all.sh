@@ -4,7 +4,7 @@
 
 # --- settings: edit, or set in the environment; they go before those of the batch files. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS,
 #     SBATCH_TIMELIMIT and SBATCH_GPUS_PER_NODE reach all jobs.
-: "${CONFIG:=configs/surface.yaml}"
+: "${CONFIG:=surface}"                # a YAML file, or the name of one that pipeline list configs shows
 : "${DATA:=data/vesuvius-challenge-surface-detection}"
 : "${TEST:=$DATA/test_images}"
 : "${RUN:=runs/surface}"

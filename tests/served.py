@@ -15,9 +15,9 @@ from small_models import model_from_yaml
 
 from pipeline import files
 
-httpx = pytest.importorskip("httpx", reason='needs pip install "pipeline[dev,serve]"')
+httpx = pytest.importorskip("httpx", reason='needs pip install -e ".[dev,serve]"')
 for name in ("uvicorn", "fastapi", "python_multipart"):
-    pytest.importorskip(name, reason='needs pip install "pipeline[serve]"')
+    pytest.importorskip(name, reason='needs pip install -e ".[serve]"')
 
 from pipeline import serve  # noqa: E402 - after the skips: the server's modules need the extra
 from pipeline.inference.options import ModelOptions  # noqa: E402

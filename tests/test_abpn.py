@@ -615,8 +615,8 @@ def test_bands_with_too_few_rows_around_them_would_show(monkeypatch: pytest.Monk
 def test_an_export_says_the_same_at_any_size(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    onnx = pytest.importorskip("onnx", reason='needs pip install "pipeline[cpu]"')
-    pytest.importorskip("onnxruntime", reason='needs pip install "pipeline[cpu]"')
+    onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[cpu]"')
+    pytest.importorskip("onnxruntime", reason='needs pip install -e ".[cpu]"')
     from pipeline.inference import backends
 
     network = lively(small(**options)).eval()

@@ -25,7 +25,7 @@ from pipeline.inference.sliding_window import network_ensemble
 from pipeline.networks import HeadedNet, receptive
 from pipeline.records import Checkpoint, NamedOptions
 
-pytest.importorskip("onnx", reason='needs pip install "pipeline[cpu]"')
+pytest.importorskip("onnx", reason='needs pip install -e ".[cpu]"')
 
 PARITY = 1e-4
 NETWORKS = {
@@ -108,7 +108,7 @@ SIZES = {
 
 def installed(backend: str) -> str:
     for name in backends.BACKENDS[backend].packages:
-        pytest.importorskip(name, reason='needs pip install "pipeline[cpu]"')
+        pytest.importorskip(name, reason='needs pip install -e ".[cpu]"')
     return backend
 
 
@@ -421,7 +421,7 @@ def test_what_a_backend_cannot_do_is_said(
             backend,
         ]
         assert predict.main(command) == 2
-        assert 'pip install "pipeline[cpu]"' in capsys.readouterr().err
+        assert 'pip install -e ".[cpu]"' in capsys.readouterr().err
 
 
 def test_the_options_of_predict_are_these() -> None:

@@ -214,7 +214,7 @@ def test_without_the_extra_the_way_out_is_named(
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     found = files.probe(tmp_path / "s", 3)
     assert "SimpleITK" in str(found.problem)
-    assert 'pip install "pipeline[medical]"' in found.suggestion
+    assert 'pip install -e ".[medical]"' in found.suggestion
 
 
 def test_series_are_predicted_and_answered_as_nifti(

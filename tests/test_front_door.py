@@ -46,6 +46,8 @@ def test_the_package_says_what_there_is(words: tuple[str, ...]) -> None:
     for name, text in COMMANDS.items():
         assert re.search(rf"^  {name} +{text}$", done.stdout, re.MULTILINE)
     assert "python -m pipeline COMMAND --help" in done.stdout
+    assert "python -m pipeline list" in done.stdout
+    assert "no medical device" in done.stdout
 
 
 def test_the_package_answers_at_once() -> None:
@@ -87,35 +89,79 @@ def test_an_unknown_word_names_the_nearest_command(word: str, near: str) -> None
     assert f"{word!r}. Did you mean {near!r}?" in done.stderr
 
 
-def test_a_command_is_run(tmp_path: Path) -> None:
-    assert (
-        front("report", "--help").stdout
-        == subprocess.run(
-            [sys.executable, "-m", "pipeline.report", "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+def called(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """As the console command ``name`` starts the package."""
+    code = (
+        f"import sys; sys.argv = ['/somewhere/bin/{name}', *{words!r}];"
+        " from pipeline.__main__ import main; sys.exit(main())"
     )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_usage_names_the_program_that_was_called() -> None:
+    one = subprocess.run(
+        [sys.executable, "-m", "pipeline.report", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert one.startswith("usage: python -m pipeline.report [-h]")
+    for done, program in (
+        (front("report", "--help"), "python -m pipeline report"),
+        (called("pipeline", "report", "--help"), "pipeline report"),
+    ):
+        assert done.stdout.startswith(f"usage: {program} [-h]")
+        whole, same = (" ".join(t.split("\n\n", 1)[1].split()) for t in (done.stdout, one))
+        assert whole == same
+    assert called("pipeline").stdout.startswith("usage: pipeline COMMAND [options]")
+    assert "python -m" not in called("pipeline").stdout
+    assert "pipeline --help lists all" in called("pipeline", "trian").stderr
+    wrong = called("pipeline", "report")
+    assert (wrong.returncode, wrong.stderr.split()[:3]) == (2, ["usage:", "pipeline", "report"])
+
+
+def test_the_version_is_told() -> None:
+    assert front("--version").stdout == f"pipeline {pipeline.__version__}\n"
+
+
+def test_a_command_is_run(tmp_path: Path) -> None:
     done = front("report", str(tmp_path))
     assert done.returncode == 2
     assert f"error: {tmp_path}: no summary.json" in done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_defaults_that_are_values_and_no_others(command: str) -> None:
-    parser = importlib.import_module(f"pipeline.{command}").parser()
+SCRIPTS = [
+    path.stem
+    for path in sorted((ROOT / "data_prep").glob("*.py"))
+    if "ArgumentParser" in path.read_text(encoding="utf-8")
+]
+PARSERS = [*(f"pipeline.{name}" for name in COMMANDS), *SCRIPTS]
+EMPTY = (None, False, argparse.SUPPRESS, "", [], ())
+
+
+@pytest.mark.parametrize("module", PARSERS)
+def test_help_names_defaults_that_are_values_and_no_others(module: str) -> None:
+    parser = importlib.import_module(module).parser()
     text = " ".join(parser.format_help().split())
-    assert not re.findall(r"\(default: (?:None|False|\[\]|\(\)|)\)", text)
+    assert not re.findall(r"\(default: (?:None|False|True|\[\]|\(\)|\{\}|''|)\)", text)
+    assert "==SUPPRESS==" not in text
     for action in parser._actions:
-        if (
-            action.help
-            and action.default not in (None, False, argparse.SUPPRESS)
-            and action.default != []
-        ):
-            typed = " ".join(action.default) if isinstance(action.default, list) else action.default
+        if not any(action.default is e or action.default == e for e in EMPTY):
+            many = isinstance(action.default, list | tuple)
+            typed = " ".join(map(str, action.default)) if many else action.default
             assert f"(default: {typed})" in text, action.dest
+
+
+@pytest.mark.parametrize("module", PARSERS)
+def test_help_says_more_of_each_option_than_its_name(module: str) -> None:
+    parser = importlib.import_module(module).parser()
+    assert parser.description
+    for action in parser._actions:
+        words = {word.strip(";:,.") for word in (action.help or "").split()}
+        assert len(words - {*action.dest.split("_")}) > 2, action.dest
 
 
 def test_a_default_of_nought_is_shown() -> None:

@@ -122,7 +122,7 @@ def test_masks_are_the_files_of_predict(tmp_path: Path) -> None:
 
 
 def test_other_backends_are_served_like_they_predict(sharper: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason='needs pip install "pipeline[cpu]"')
+    pytest.importorskip("onnxruntime", reason='needs pip install -e ".[cpu]"')
     path, options = photograph(tmp_path / "a.png", (33, 35)), ("--backend", "onnx")
     assert (
         predict.main(
@@ -332,7 +332,7 @@ def test_what_cannot_be_served_is_said(
         built(sharper, "--norms", "frozen", "--concurrent", "2")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert serve.main([*words, "0"]) == 2
-    assert "pipeline[serve]" in capsys.readouterr().err
+    assert 'pip install -e ".[serve]"' in capsys.readouterr().err
 
 
 def test_models_of_volumes_are_sent_to_predict(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_tracker_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "wandb", None)
     trackers = Trackers(["wandb"], tracked(tmp_path), tmp_path)
     assert not trackers.active
-    assert 'pip install "pipeline[tracking]"' in caplog.messages[0]
+    assert 'pip install -e ".[tracking]"' in caplog.messages[0]
 
 
 def test_mlflow_itself_holds_parameters_metrics_and_model(

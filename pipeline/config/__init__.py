@@ -28,6 +28,7 @@ from pipeline.config.schema import (
     Train,
     Validate,
 )
+from pipeline.config.shipped import find_config, first_comment, shipped_configs
 from pipeline.config.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "dump",
     "dump_yaml",
     "examine",
+    "find_config",
+    "first_comment",
     "from_dict",
     "load",
     "nearest",
@@ -59,6 +62,7 @@ __all__ = [
     "parse_yaml",
     "plain",
     "read_yaml",
+    "shipped_configs",
     "structure",
     "to_dict",
 ]

@@ -189,7 +189,7 @@ def _toolkit(path: Path) -> Any:
         raise FileError(
             path,
             f"is DICOM, which needs the package SimpleITK ({error})",
-            'pip install "pipeline[medical]", or convert it to .nii.gz',
+            'in a clone pip install -e ".[medical]", or convert it to .nii.gz',
         ) from None
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK

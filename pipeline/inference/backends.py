@@ -327,8 +327,8 @@ def _package(name: str, backend: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise BackendError(
-            f'--backend {backend} needs the package {name} ({error}): pip install "pipeline[cpu]",'
-            " or use --backend torch."
+            f"--backend {backend} needs the package {name} ({error}). In a clone: pip install"
+            ' -e ".[cpu]"; or use --backend torch.'
         ) from None
 
 

@@ -134,26 +134,28 @@ class Fusion:
     """A weighted mean of a function of the predictions.
 
     Args:
+        text: what it is, for people.
         before: applied to a member's slab ``(K, *S)`` before it is averaged.
         after: applied to the mean; gives the result.
         probabilities: whether it is defined for probabilities alone.
     """
 
+    text: str = ""
     before: Callable[[Any], Any] = _same
     after: Callable[[Any], Any] = _same
     probabilities: bool = True
 
 
 FUSIONS: Mapping[str, Fusion] = {
-    "mean": Fusion(probabilities=False),
-    "logit": Fusion(_logit, _unlogit),
-    "vote": Fusion(_decision),
+    "mean": Fusion("Weighted mean of probabilities or intensities.", probabilities=False),
+    "logit": Fusion("Weighted mean of log-odds.", _logit, _unlogit),
+    "vote": Fusion("Weighted share of members that decide for a class.", _decision),
 }
 """Kinds of fusion by their names in ``--fusion``."""
 
 REGION_FUSIONS: Mapping[str, Fusion] = {
     "mean": Fusion(probabilities=False),
-    "logit": Fusion(_each(_logit), _each(_unlogit)),
-    "vote": Fusion(_found),
+    "logit": Fusion(before=_each(_logit), after=_each(_unlogit)),
+    "vote": Fusion(before=_found),
 }
 """The same where each channel is a probability of its own."""

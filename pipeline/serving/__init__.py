@@ -32,5 +32,5 @@ def require_packages() -> None:
             importlib.import_module(name)
         except ImportError:
             raise UserError(
-                f'pipeline.serve needs the package {name}: pip install "pipeline[serve]".'
+                f'pipeline.serve needs the package {name}. In a clone: pip install -e ".[serve]".'
             ) from None

@@ -24,6 +24,7 @@ def _adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
+    """Adam, with weight decay as a part of the gradient."""
     return torch.optim.Adam(
         parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay
     )
@@ -36,6 +37,7 @@ def _adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay."""
     return torch.optim.AdamW(
         parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay
     )
@@ -48,6 +50,7 @@ def _sgd(
     nesterov: bool = True,
     weight_decay: float = 3e-5,
 ) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov momentum, by default as in nnU-Net."""
     return torch.optim.SGD(
         parameters,
         lr=lr,
@@ -108,6 +111,7 @@ def _cosine(optimizer: Optimizer, epochs: int, min_lr: float = 0.0, warmup: int 
 
 
 def _step(optimizer: Optimizer, epochs: int, every: int = 30, factor: float = 0.1) -> Schedule:
+    """Multiply the rate by ``factor`` every ``every`` epochs."""
     return lr_scheduler.StepLR(optimizer, step_size=every, gamma=factor)
 
 
@@ -145,6 +149,7 @@ def _one_cycle(
 
 
 def _constant(optimizer: Optimizer, epochs: int) -> Schedule:
+    """The same rate in all epochs."""
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 

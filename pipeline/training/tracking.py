@@ -255,8 +255,8 @@ class Trackers:
         except ImportError as error:
             self.active.pop(name, None)
             logger.warning(
-                f'tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or'
-                " remove it from train.track"
+                f"tracker {name} is not installed ({error}); in a clone: pip install"
+                ' -e ".[tracking]"; or remove it from train.track'
             )
         except Exception as error:
             self.active.pop(name, None)

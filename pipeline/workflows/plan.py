@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from pipeline import files
-from pipeline.config import Data
+from pipeline.config import Data, find_config
 from pipeline.data import cases as case_finder
 from pipeline.data.layouts import layout_of
 from pipeline.files import require_text
@@ -54,7 +54,7 @@ CLASSES = (80.0, 40.0, 24.0, 16.0, 8.0)
 SLACK = 0.9
 """Share of such a size that a device must report."""
 
-SURFACE = Path("configs/surface.yaml")
+SURFACE = "surface"
 """The competition's system, which is trained where no config and no other folder is named."""
 
 
@@ -377,7 +377,7 @@ def config_for(config: Path | None, request: Request, dry_run: bool = False) -> 
     the run where it has one; else a new plan. Several processes that start on one run plan it once.
 
     Args:
-        config: the file that was named; None: none.
+        config: the file that was named, or the name of one that comes with the package; None: none.
         request: folders and device that training was asked for.
         dry_run: nothing is kept.
 
@@ -389,10 +389,10 @@ def config_for(config: Path | None, request: Request, dry_run: bool = False) -> 
     """
     root = request.data_dir
     if config is not None:
-        yield config
+        yield find_config(config)
         return
     if root is None or layout_of(Data(layout="competition"), root) is not None:
-        yield SURFACE
+        yield find_config(SURFACE)
         return
     run = RunFolder(request.out or Path("runs") / _name(None, root))
     if run.plan_file.is_file() and not request.fresh:

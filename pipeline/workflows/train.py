@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from pipeline import losses, plugins
-from pipeline.config import Config
+from pipeline.config import Config, find_config
 from pipeline.data import cache, derived, properties, world
 from pipeline.data.described import channel_names
 from pipeline.files import lock
@@ -102,8 +102,9 @@ def train_folds(
     trained again.
 
     Args:
-        config: a config, the path of its YAML file, or a plan (:func:`plan_dataset`), which the run
-            keeps with its fingerprint.
+        config: a config, the path of its YAML file, the name of one that comes with the package
+            (``"surface"``), or a plan (:func:`plan_dataset`), which the run keeps with its
+            fingerprint.
         data: data set folder; None: ``data.root`` of the config.
         folds: which folds, from 0; None: all of them; ``"all"``: instead one model on every case,
             which nothing is held out from and which is not scored.
@@ -159,7 +160,8 @@ def _given(config: Config | DatasetPlan | Path | str) -> tuple[Config, str, Kept
         return config, "config", None
     if isinstance(config, DatasetPlan):
         return config.config, "the plan", as_kept(config)
-    return load_config(config), str(config), read_kept(Path(config))
+    path = find_config(config)
+    return load_config(path), str(path), read_kept(path)
 
 
 def _complete(
