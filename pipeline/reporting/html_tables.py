@@ -88,10 +88,14 @@ WIDTHS = {"word": 128.0, "text": 200.0}
 
 def _column(number: int, title: object, rows: Sequence[Sequence[object]], count: int) -> _Column:
     """Measure one column of a table of ``count`` columns."""
-    found = [row[number + len(row) - count] if number else row[0] for row in rows
-             if number == 0 or number + len(row) - count >= 1]  # fmt: skip
+    # A name that spans further columns needs no room of its own.
+    whole = [row for row in rows if len(row) == count] or rows
+    found = [row[0] for row in whole]
+    if number:
+        at = [number + len(row) - count for row in rows]
+        found = [row[n] for row, n in zip(rows, at, strict=True) if n >= 1]
     lines = [line for cell in found for line in _lines(cell)]
-    longest = max(map(len, lines), default=0)
+    longest = max(map(len, lines), default=0) + 6 * (number == 0)
     wordy = number == 0 or any(re.search(r"[^\W\d]{3}", line) for line in lines)
     kind = next(k for k, most in KINDS.items() if longest <= most) if wordy else ""
     plain = " ".join(_lines(title))

@@ -93,7 +93,7 @@ def scores(run: Run) -> str:
     Returns:
         HTML.
     """
-    names, blank = main_metrics(run), [""] * 3
+    names = main_metrics(run)
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
     rows.append(
@@ -101,7 +101,6 @@ def scores(run: Run) -> str:
             "mean",
             [
                 "out of fold: all cases, chosen weights",
-                *blank,
                 *(_with_interval(mean.get(n), values_of(run, n)) for n in names),
             ],
         )
@@ -112,13 +111,12 @@ def scores(run: Run) -> str:
                 "other",
                 [
                     "out of fold: all pixels pooled",
-                    *blank,
                     *(number(run.summary["pooled"].get(n)) for n in names),
                 ],
             )
         )
     for name, row in run.baselines.items():
-        rows.append(("rival", [f"baseline: {name}", *blank, *(number(row.get(n)) for n in names)]))
+        rows.append(("rival", [f"baseline: {name}", *(number(row.get(n)) for n in names)]))
     note = (
         "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 %"
         " bootstrap interval over cases. Cases are resampled, groups are not: with few groups the"
