@@ -603,7 +603,7 @@ def test_large_images_are_shown_large_in_colour_and_grow(tmp_path: Path) -> None
     shown = decoded(text)
     assert [s.shape for s in shown] == [(900, 700, 3)] * 4
     assert text.count('tabindex="0"') == 4
-    assert 'class="strip large"' in text
+    assert 'class="strip n4 large"' in text
     assert len(text) < 2**20
     assert np.ptp(shown[0][700, 10].astype(int)) > 100  # the image is in colour
     for (y, x), colour in {

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import html
+import shlex
+import time
+from pathlib import Path
 from typing import Any
 
+import pipeline
 from pipeline.reporting.style import STYLE
 
 DASH = "\N{EN DASH}"
@@ -112,6 +116,24 @@ def figure(title: str, keys: str, body: str) -> str:
         HTML.
     """
     return f"<figure><figcaption><b>{escape(title)}</b>{keys}</figcaption>{body}</figure>"
+
+
+def footer(folder: Path, date: str | None = None) -> str:
+    """What made the page, when, and what it is not for.
+
+    Args:
+        folder: what the page is of.
+        date: of the page; None: today.
+
+    Returns:
+        HTML.
+    """
+    command = shlex.join(["python", "-m", "pipeline.report", str(folder)])
+    made = date or time.strftime("%Y-%m-%d")
+    return (
+        f"<footer>pipeline {pipeline.__version__} · <code>{escape(command)}</code> ·"
+        f" {escape(made)}<br><strong>Research software, not a medical device.</strong></footer>"
+    )
 
 
 def document(title: str, body: str) -> str:

@@ -1,4 +1,4 @@
-"""Cases as pictures, four in a row.
+"""Cases as pictures in a row.
 
 For labels these are image, truth, prediction and errors; for images input, target, prediction
 and difference.
@@ -252,7 +252,7 @@ def strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
         for title, array in panels
     )
     return (
-        f'<div class="strip{" large" if large else ""}">'
+        f'<div class="strip n{len(panels)}{" large" if large else ""}">'
         f"{f'<span>{escape(where)}</span>' if where else ''}{cells}</div>"
     )
 
@@ -404,9 +404,9 @@ def image_panels(
         Titles and pictures ``(Y, X, 3)``: input, target, prediction, and the absolute difference of
         the last two on the scale that its title names.
     """
-    full = _full_scale(truth)
+    full = full_scale(truth)
     shown = [
-        colours.rgb(image / _full_scale(image)),
+        colours.rgb(image / full_scale(image)),
         colours.rgb(truth / full),
         colours.rgb(prediction / full),
     ]
@@ -418,8 +418,15 @@ def image_panels(
     return [(title, enlarge(picture, pixel)) for title, picture in zip(titles, shown, strict=True)]
 
 
-def _full_scale(array: np.ndarray) -> float:
-    """255 for bytes; the largest value for other types, which seldom use their whole range."""
+def full_scale(array: np.ndarray) -> float:
+    """What is white: of bytes 255, else the largest value, as they seldom use their whole range.
+
+    Args:
+        array: intensities.
+
+    Returns:
+        A positive number.
+    """
     return 255.0 if array.dtype == np.uint8 else float(np.nanmax(np.abs(array))) or 1.0
 
 

@@ -122,12 +122,25 @@ def counts(labels: LazyArray, ignore: int | None = None) -> list[np.ndarray]:
     """
     found = [np.zeros(n, np.int64) for n in labels.shape[1:]]
     for first, end in slabs(labels):
-        part = np.asarray(labels[0, first:end])
-        foreground = (part != 0) & (part != ignore) if ignore is not None else part != 0
-        found[0][first:end] = foreground.sum(axis=(1, 2))
-        found[1] += foreground.sum(axis=(0, 2))
-        found[2] += foreground.sum(axis=(0, 1))
+        add_foreground(found, np.asarray(labels[0, first:end]), first, ignore)
     return found
+
+
+def add_foreground(
+    found: Sequence[np.ndarray], part: np.ndarray, first: int, ignore: int | None
+) -> None:
+    """Add the foreground of a slab to the counts of slices.
+
+    Args:
+        found: voxels of each slice along each axis, changed in place.
+        part: labels of the slab ``(Z, Y, X)``.
+        first: its first row.
+        ignore: label value that is no foreground; None: none.
+    """
+    foreground = (part != 0) & (part != ignore) if ignore is not None else part != 0
+    found[0][first : first + len(part)] = foreground.sum(axis=(1, 2))
+    found[1] += foreground.sum(axis=(0, 2))
+    found[2] += foreground.sum(axis=(0, 1))
 
 
 def cuts(foreground: Sequence[np.ndarray], grid: Grid) -> list[Cut]:

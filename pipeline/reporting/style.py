@@ -4,11 +4,11 @@ from __future__ import annotations
 
 BASE = r"""
 :root{color-scheme:light dark;--bg:#f6f5f2;--card:#fff;--ink:#1d2126;--soft:#666d75;--line:#e2e0da;
- --c0:#0a6c9f;--c1:#d0570a;--c2:#0d8f68;--c3:#9c4f86;--band:#0a6c9f22;--edge:#0004;--good:#0d7f5c;
+ --c0:#0a6c9f;--c1:#d0570a;--c2:#0d8f68;--c3:#9c4f86;--band:#0a6c9f22;--good:#0d7f5c;
  --bad:#b3261e;--warn:#8f5b00}
 @media(prefers-color-scheme:dark){
  :root{--bg:#15181c;--card:#1e2227;--ink:#e7e9eb;--soft:#9aa3ac;--line:#343a41;--c0:#5cb8ea;
-  --c1:#f79a4b;--c2:#47cfa3;--c3:#dc94c4;--band:#5cb8ea2e;--edge:#fff5;--good:#4fd1a2;--bad:#ff8a80;
+  --c1:#f79a4b;--c2:#47cfa3;--c3:#dc94c4;--band:#5cb8ea2e;--good:#4fd1a2;--bad:#ff8a80;
   --warn:#f0bd5b}
 }
 *{box-sizing:border-box}
@@ -76,7 +76,9 @@ circle{fill:var(--k)}
 .none{padding:1.5rem 0;color:var(--soft)}
 article{padding:1rem 1.1rem;margin-top:1rem}
 article h3{margin-top:0}
-.strip{display:grid;grid-template-columns:repeat(4,1fr);gap:.5rem;margin-bottom:.5rem}
+.strip{display:grid;grid-template-columns:repeat(4,1fr);gap:.5rem;margin-bottom:.5rem;align-items:start}
+.strip.n1,.strip.n2{grid-template-columns:repeat(2,1fr)}
+.strip.n3{grid-template-columns:repeat(3,1fr)}
 .strip>span{grid-column:1/-1;color:var(--soft);font-size:.85rem}
 .strip figure{border:0;padding:0}
 .strip img{display:block;width:100%;border-radius:4px;image-rendering:pixelated}
@@ -97,6 +99,7 @@ footer{border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-
  .tiles{grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}
  .tile b{font-size:1.5rem}
  .strip{grid-template-columns:repeat(2,1fr)}
+ .strip.n1,.strip.n3{grid-template-columns:1fr}
 }
 """
 
@@ -107,7 +110,7 @@ BLOCKS = """
 T{display:block}
 T thead{display:none}
 T tbody{display:block}
-T tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.2rem,1fr));gap:.35rem .8rem;
+T tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.2rem,1fr));gap:.35rem .8rem;
  padding:.6rem .7rem}
 T th,T td{display:block;min-width:0;padding:0;text-align:left;white-space:normal;
  overflow-wrap:anywhere}
