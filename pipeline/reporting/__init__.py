@@ -12,14 +12,16 @@ from pathlib import Path
 from pipeline.reporting import prediction_page, predictions, sections
 from pipeline.reporting.page import document, footer
 from pipeline.reporting.pictures import gallery
+from pipeline.reporting.planned import Planned, planned
 from pipeline.reporting.runs import load
 
 
-def build(run: Path) -> str:
+def build(run: Path, plan: Planned | None = None) -> str:
     """Build the page of a run.
 
     Args:
         run: a run folder of which a fold has ended.
+        plan: what the run was planned with; None: it was not planned.
 
     Returns:
         The page as HTML.
@@ -38,6 +40,7 @@ def build(run: Path) -> str:
         sections.groups(found),
         sections.distributions(found),
         gallery(found),
+        planned(found, plan),
         sections.origin(found),
     ]
     return document(
