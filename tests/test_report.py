@@ -492,7 +492,7 @@ def test_error_colours_mean_what_the_legend_says(original: Path) -> None:
     assert (
         shown["image"].shape
         == shown["truth"].shape
-        == shown["answer"].shape
+        == shown["prediction"].shape
         == errors.shape
         == (12 * factor, 16 * factor, 3)
     )

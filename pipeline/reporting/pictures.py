@@ -107,24 +107,37 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
 
 def _legend(run: Run) -> str:
     """The colours of label pictures; nothing for images."""
+    parts = legend_parts(run)
+    ignored = parts and option(run, "data", "ignore_label") is not None
+    hatched = '<span><i class="hatch"></i>ignored</span>' if ignored else ""
+    return legend(parts, hatched) if parts else ""
+
+
+def legend_parts(run: Run) -> list[tuple[str, colours.Colour]]:
+    """What the colours of label pictures mean.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        Texts and colours; none for images.
+    """
     if run.summary.get("task") == "image":
-        return ""
+        return []
     binary = _classes(run) == 2
     names = {n: label_title(run, n) for n in range(1, _classes(run))}
     only = f"{names[1]}, " if run.summary.get("class_names") else ""
-    parts = (
-        [(f"{only}truth", colours.GREEN), (f"{only}answer", colours.SKY)]
+    found = (
+        [(f"{only}truth", colours.GREEN), (f"{only}prediction", colours.SKY)]
         if binary
         else [(name, colour_of(n)) for n, name in names.items()]
     )
-    parts += [
+    found += [
         ("false positive", colours.FALSE_POSITIVE),
         ("false negative", colours.FALSE_NEGATIVE),
     ]
-    parts += [] if binary else [("wrong class", colours.WRONG_CLASS)]
-    parts += [("found", colours.FOUND)]
-    ignored = option(run, "data", "ignore_label") is not None
-    return legend(parts, '<span><i class="hatch"></i>ignored</span>' if ignored else "")
+    found += [] if binary else [("wrong class", colours.WRONG_CLASS)]
+    return [*found, ("found", colours.FOUND)]
 
 
 def legend(parts: Sequence[tuple[str, colours.Colour]], more: str = "") -> str:
@@ -375,7 +388,7 @@ def label_panels(
         ("image", shown),
         ("truth", colours.hatch(colours.classes(grey, true), ignored)),
         (
-            "answer",
+            "prediction",
             colours.classes(
                 grey, prediction.astype(int), (colours.SKY,) if binary else colours.CLASSES
             ),

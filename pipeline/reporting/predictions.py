@@ -125,7 +125,10 @@ class Predicted:
         count = self.summary.get("classes") or 0
         ignored = self.summary.get("ignore_label")
         values = sorted({*names, *range(1, count)} - {ignored})
-        return {} if self.instances else {v: names.get(v, f"class {v}") for v in values}
+        if self.instances:
+            return {}
+        only = "foreground" if values == [1] else ""
+        return {v: names.get(v, only or f"class {v}") for v in values}
 
     @property
     def binary(self) -> bool:
