@@ -3,8 +3,8 @@
     python data_prep/demo.py [--out demo]
 
 Five folds are trained, the post-processing is tuned, the folds are an ensemble; a submission, a
-report and a picture are written. Each step is one of the package's commands, printed before it runs; run again,
-it continues where it stopped.
+report and a picture are written. Each step is one of the package's commands, printed before it
+runs; run again, it continues where it stopped.
 """
 
 from __future__ import annotations

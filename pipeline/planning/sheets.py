@@ -51,8 +51,8 @@ def _cases(fingerprint: Fingerprint) -> list[tuple[str, ...]]:
     )
     codes = Counter(c.codes for c in cases if c.codes is not None)
     if codes:
-        rows.append(("axes", counted(codes)))
-    rows.append(("numbers", counted(Counter(c.dtype for c in cases))))
+        rows.append(("axis codes", counted(codes)))
+    rows.append(("number types", counted(Counter(c.dtype for c in cases))))
     groups = len(set(fingerprint.groups.values()))
     return [*rows, ("groups", str(groups))] if groups else rows
 

@@ -82,8 +82,11 @@ LETTER, MARGIN = 8.4, 18.0
 KINDS = {"": 14, "word": 26, "text": 10**9}
 """Letters of the longest text by kind of column; text of the first is not broken."""
 
-WIDTHS = {"word": 128.0, "text": 200.0}
+WIDTHS = {"word": 142.0, "text": 175.0}
 """Pixels that a column of broken text has at least."""
+
+PAIR = 2
+"""Columns of a table that fits everywhere."""
 
 
 def _column(number: int, title: object, rows: Sequence[Sequence[object]], count: int) -> _Column:
@@ -128,5 +131,7 @@ def _attributes(kind: str, title: str = "") -> str:
 
 def _stacks(columns: Sequence[_Column]) -> str:
     """The class that says below which width rows become blocks."""
+    if len(columns) <= PAIR:
+        return "pair"
     need = sum(c.width for c in columns)
     return next((f"below{w}" for w in BREAKS if need <= w), "stacked")

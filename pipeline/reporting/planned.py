@@ -92,12 +92,12 @@ def _decisions(run: Run, plan: Planned) -> str:
         )
         text = row.text if now is None else f"{row.text}\ntrained with {now}"
         lines = Safe("<br>".join(escape(line) for line in text.splitlines()))
-        rows.append(("", [name, lines, row.reason or DASH]))
+        rows.append(("", [name, lines, row.reason]))
     head = f"Decisions ({len(rows)}, each with its reason)"
     if changed:
         head += f", {changed} changed before training"
     decided = (
-        f"<details><summary>{escape(head)}</summary>"
+        f'<details class="plan"><summary>{escape(head)}</summary>'
         f"{table(['key', 'value', 'reason'], rows)}</details>"
     )
     file = f"<details><summary>plan.yaml</summary><pre>{escape(plan.text)}</pre></details>"
@@ -134,10 +134,14 @@ def _changed(config: Mapping[str, Any], row: PlanRow) -> str | None:
         if not isinstance(now, Mapping) or key not in now:
             return None
         now = now[key]
-    plain = (str, int, float, bool, type(None))
-    flat = isinstance(row.value, plain) or (
-        isinstance(row.value, list) and all(isinstance(v, plain) for v in row.value)
-    )
-    if not flat or isinstance(now, Mapping):
+    if not (_flat(row.value) and _flat(now)) or "\n" in row.text:
         return None
     return None if now == row.value else str(now)
+
+
+def _flat(value: Any) -> bool:
+    """Whether a value is a number, a word or nothing, or a list of such."""
+    plain = (str, int, float, bool, type(None))
+    return isinstance(value, plain) or (
+        isinstance(value, list) and all(isinstance(v, plain) for v in value)
+    )

@@ -34,9 +34,13 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.4rem .55rem;text-align:right;vertical-align:top;white-space:nowrap;
  overflow-wrap:normal}
 .word,.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
-td.word,tbody th.word{min-width:8rem}
+td.word,tbody th.word{min-width:10rem}
 td.text,tbody th.text{min-width:12rem}
 th:first-child{text-align:left}
+.pair td,.pair tbody th{min-width:0}
+.plan table{table-layout:fixed}
+.plan th:first-child{width:22%}
+.plan th:nth-child(2){width:36%}
 thead th{white-space:normal;overflow-wrap:break-word}
 .again{display:none}
 thead th{color:var(--soft);font-weight:500;border-bottom:1px solid var(--line)}
