@@ -2,9 +2,9 @@
 
     python data_prep/demo.py [--out demo]
 
-Five folds are trained, the post-processing is tuned, the folds are an ensemble; a submission and a
-report are written. Each step is one of the package's commands, printed before it runs; run again,
-it continues where it stopped.
+Five folds are trained, the post-processing is tuned, the folds are an ensemble; a submission, a
+report and a picture are written. Each step is one of the package's commands, printed before it
+runs; run again, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -105,8 +105,10 @@ def main() -> None:
 
 
 def finish(out: Path, run: Path, seconds: float) -> None:
-    """The closing table."""
+    """The closing table, and one picture of the run."""
+    from pipeline.reporting.figures import summary_picture
     from pipeline.reporting.tables import of_training
+    from pipeline.runs import RunFolder
 
     print("\n" + of_training(json.loads((ROOT / run / "summary.json").read_text())))
     tuning = {
@@ -130,9 +132,11 @@ def finish(out: Path, run: Path, seconds: float) -> None:
         f"gain of tuning, chosen without the group that it is scored on: {over['mean']:+.4f}, 95 %"
         f" from {over['low']:+.4f} to {over['high']:+.4f}"
     )
+    summary_picture(RunFolder(ROOT / run), ROOT / out / "demo.png")
     print(
         f"\nsubmission: {out / 'submission.zip'}\n"
         f"report:     {run / 'report.html'}\n"
+        f"picture:    {out / 'demo.png'}\n"
         f"time:       {seconds / 60:.1f} minutes",
         flush=True,
     )

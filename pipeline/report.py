@@ -1,8 +1,9 @@
-"""Turn a run into one self-contained page, ``report.html``.
+"""Turn a run, or a folder of predictions, into one self-contained page, ``report.html``.
 
-Scores with intervals, curves, and the cases with the worst scores as pictures::
+Of a run scores with intervals, curves, and the cases with the worst scores as pictures; of
+predictions, which have no truth, volumes of each class, pictures, and the files that failed::
 
-    python -m pipeline.report RUN
+    python -m pipeline.report FOLDER
 
 The page needs no network and no script. What a run lacks (a failed fold, missing predictions) is
 stated, never an error.
@@ -24,8 +25,15 @@ def parser() -> argparse.ArgumentParser:
     Returns:
         A parser whose options are the arguments of :func:`report`.
     """
-    p = cli.parser("report", "Turn a run into one self-contained page, RUN/report.html.")
-    p.add_argument("run", type=Path, metavar="RUN", help="folder that pipeline.train wrote")
+    p = cli.parser(
+        "report", "Turn a run or predictions into one self-contained page, FOLDER/report.html."
+    )
+    p.add_argument(
+        "run",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that pipeline.train, pipeline.predict or pipeline.ensemble wrote",
+    )
     return p
 
 
@@ -42,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(*, run: Path) -> int:
-    """Write the report of a run, and print its path and size.
+    """Write the report of a folder, and print its path and size.
 
     Args:
-        run: folder that ``pipeline.train`` wrote.
+        run: folder that ``pipeline.train``, ``pipeline.predict`` or ``pipeline.ensemble`` wrote.
 
     Returns:
         Exit code.

@@ -22,7 +22,7 @@ from scipy import stats
 
 from pipeline import colours, files, report, reporting
 from pipeline.records import UserError
-from pipeline.reporting import charts, page, pictures, runs
+from pipeline.reporting import charts, html_tables, page, pictures, planes, runs
 from pipeline.scoring.bootstrap import interval
 
 EVIL = "<script>alert('x')</script>&\""
@@ -31,7 +31,7 @@ EVIL = "<script>alert('x')</script>&\""
 class Checker(HTMLParser):
     """Collects tags and what they refer to, and complains about tags that do not close in order."""
 
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ def test_tuned_rows_are_shown_and_a_damaged_file_is_stated(run: Path) -> None:
     path.write_text(json.dumps({"metric": {"name": "dice", "options": {}}, "rows": rows}))
     shown = reporting.build(run)
     assert "Post-processing" in shown
-    assert "+0.0123 (-0.0010 … +0.0200)" in shown
+    assert "+0.0123<small>-0.0010 … +0.0200</small>" in shown
     assert "without scroll: dust &lt;5&gt;" in shown
     for text in ("{", json.dumps({"rows": []}), "[]"):
         path.write_text(text)
@@ -460,9 +460,10 @@ def test_histogram_counts_every_value() -> None:
 
 
 def test_short_rows_span_the_missing_columns() -> None:
-    text = page.table(["a", "b", "c"], [("", ["x", 1, 2]), ("", ["wide", page.Safe("<b>2</b>")])])
-    assert '<th scope="row" colspan="1">x</th><td>1</td><td>2</td>' in text
-    assert '<th scope="row" colspan="2">wide</th><td><b>2</b></td>' in text
+    rows = [("", ["x", 1, 2]), ("", ["wide", page.Safe("<b>2</b>")])]
+    text = html_tables.table(["a", "b", "c"], rows)
+    assert '>x</th><td data-title="b">1</td><td data-title="c">2</td>' in text
+    assert 'colspan="2">wide</th><td data-title="c"><b>2</b></td>' in text
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -491,7 +492,7 @@ def test_error_colours_mean_what_the_legend_says(original: Path) -> None:
     assert (
         shown["image"].shape
         == shown["truth"].shape
-        == shown["answer"].shape
+        == shown["prediction"].shape
         == errors.shape
         == (12 * factor, 16 * factor, 3)
     )
@@ -513,14 +514,14 @@ def test_slices_follow_the_foreground() -> None:
     truth[0, 7, 2:4, 3] = 1
     truth[0, :, :, 0] = 2
     found = pictures.slices((truth, truth, truth), ignore=2)
-    assert [where for where, _ in found] == [
+    assert [shown.title for shown in found] == [
         "axis 0, slice 8 of 9",
         "axis 1, slice 4 of 10",
         "axis 2, slice 4 of 11",
     ]
-    assert [planes[1].shape for _, planes in found] == [(1, 10, 11), (1, 9, 11), (1, 9, 10)]
+    assert [shown.planes[1].shape for shown in found] == [(1, 10, 11), (1, 9, 11), (1, 9, 10)]
     empty = pictures.slices((truth * 0, truth * 0, truth * 0), ignore=None)
-    assert [where for where, _ in empty] == [
+    assert [shown.title for shown in empty] == [
         "axis 0, slice 5 of 9",
         "axis 1, slice 6 of 10",
         "axis 2, slice 6 of 11",
@@ -528,11 +529,11 @@ def test_slices_follow_the_foreground() -> None:
 
 
 def test_small_pictures_grow_and_large_ones_shrink() -> None:
-    small = pictures.enlarge(np.random.default_rng(0).random((8, 6, 3)))
+    small = planes.enlarge(np.random.default_rng(0).random((8, 6, 3)))
     assert small.shape == (240, 180, 3)
     assert np.array_equal(small[::30, ::30], np.random.default_rng(0).random((8, 6, 3)))
     (large,) = decoded(f'src="{pictures.data_url(np.full((1000, 500, 3), 0.5))}"')
-    assert large.shape == (pictures.LARGE, pictures.LARGE // 2, 3)
+    assert large.shape == (planes.LARGE, planes.LARGE // 2, 3)
     assert (large == 128).all()
 
 
@@ -602,7 +603,7 @@ def test_large_images_are_shown_large_in_colour_and_grow(tmp_path: Path) -> None
     shown = decoded(text)
     assert [s.shape for s in shown] == [(900, 700, 3)] * 4
     assert text.count('tabindex="0"') == 4
-    assert 'class="strip large"' in text
+    assert 'class="strip n4 large"' in text
     assert len(text) < 2**20
     assert np.ptp(shown[0][700, 10].astype(int)) > 100  # the image is in colour
     for (y, x), colour in {

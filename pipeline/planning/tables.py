@@ -54,25 +54,33 @@ def _head(fingerprint: Fingerprint) -> list[str]:
     lines = [
         f"{number}{tests}; layout {fingerprint.layout},"
         f" {fingerprint.dims} space axes, task {fingerprint.task}",
-        f"  {'shape':<10}{_range([c.shape for c in cases], 'voxels')}",
+        f"  {'shape':<10}{span([c.shape for c in cases], 'voxels')}",
     ]
     if any(c.box != c.shape for c in cases):
-        lines.append(f"  {'non-zero':<10}{_range([c.box for c in cases], 'voxels')}")
+        lines.append(f"  {'non-zero':<10}{span([c.box for c in cases], 'voxels')}")
     spaced = [c.spacing for c in cases if c.spacing is not None]
     lacking = len(cases) - len(spaced)
-    text = _range(spaced, "mm") if spaced else "not in the files"
+    text = span(spaced, "mm") if spaced else "not in the files"
     more = f"; {lacking} do not say theirs" if spaced and lacking else ""
     lines.append(f"  {'spacing':<10}{text}{more}")
     codes = Counter(c.codes for c in cases if c.codes is not None)
     if codes:
-        lines.append(f"  {'axes':<10}{_counted(codes)}")
-    lines.append(f"  {'numbers':<10}{_counted(Counter(c.dtype for c in cases))}")
+        lines.append(f"  {'axes':<10}{counted(codes)}")
+    lines.append(f"  {'numbers':<10}{counted(Counter(c.dtype for c in cases))}")
     groups = len(set(fingerprint.groups.values()))
     return [*lines, f"  {'groups':<10}{groups}"] if groups else lines
 
 
-def _range(rows: Sequence[Sequence[float]], unit: str) -> str:
-    """``36x50x35 voxels (31x40x24 to 43x59x47)``: medians of each axis, least and most."""
+def span(rows: Sequence[Sequence[float]], unit: str) -> str:
+    """Medians of each axis, least and most.
+
+    Args:
+        rows: a shape or a spacing of each case.
+        unit: of the numbers.
+
+    Returns:
+        Such as ``median 36x50x35 voxels, least 31x40x24, most 43x59x47``.
+    """
     axes = list(zip(*rows, strict=True))
     least, usual, most = (
         "x".join(f"{round(pick(axis), 4):.5g}" for axis in axes)
@@ -83,8 +91,15 @@ def _range(rows: Sequence[Sequence[float]], unit: str) -> str:
     return f"median {usual} {unit}, least {least}, most {most}"
 
 
-def _counted(counts: Counter[str]) -> str:
-    """``37 float32, 3 uint8``."""
+def counted(counts: Counter[str]) -> str:
+    """The most frequent kinds of a property.
+
+    Args:
+        counts: cases by kind.
+
+    Returns:
+        Such as ``37 float32, 3 uint8``.
+    """
     shown = counts.most_common(KINDS)
     rest = len(counts) - len(shown)
     text = ", ".join(f"{count} {name}" for name, count in shown)
@@ -96,8 +111,15 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME else name[: NAME - 3] + "..."
 
 
-def _number(value: float) -> str:
-    """A number in four digits."""
+def digits(value: float) -> str:
+    """A number in four digits.
+
+    Args:
+        value: any number.
+
+    Returns:
+        Text.
+    """
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
@@ -109,7 +131,7 @@ def _channels(fingerprint: Fingerprint) -> list[str]:
     lines = [f"  {'channel (' + where + ')':<{NAME + 6}}" + "".join(f"{t:>11}" for t in titles)]
     for n, channel in enumerate(channels[:CHANNELS]):
         row = (channel.low, channel.median, channel.high, channel.mean, channel.std)
-        numbers = "".join(f"{_number(v):>11}" for v in row) + f"{channel.spread:>11.2f}"
+        numbers = "".join(f"{digits(v):>11}" for v in row) + f"{channel.spread:>11.2f}"
         name = f"{n} {_short(channel.name or '')}"
         lines.append(f"    {name:<{NAME + 4}}{numbers}")
     return [*lines, *_rest(len(channels), CHANNELS, "channels")] if channels else []
@@ -139,7 +161,9 @@ def _classes(fingerprint: Fingerprint) -> list[str]:
     for value in values[:CLASSES]:
         have = [c for c in cases if c.voxels.get(value)]
         share = sum(c.voxels[value] for c in have) / total if total else 0.0
-        row = _row(f"{len(have)}", f"{100 * share:.3g} %", _size(have, value), _pieces(have, value))
+        row = _row(
+            f"{len(have)}", f"{100 * share:.3g} %", typical_size(have, value), pieces(have, value)
+        )
         name = f"{value} {_short(fingerprint.class_names.get(value, ''))}"
         lines.append(f"    {name:<{NAME + 4}}{row}")
     lines += _rest(len(values), CLASSES, "classes")
@@ -157,12 +181,20 @@ def _row(*texts: str) -> str:
     return "".join(f"{t:>{w}}" for t, w in zip(texts, (8, 13, 19, 22), strict=True))
 
 
-def _size(cases: Sequence[CaseFacts], value: int) -> str:
-    """Median size of a class: in ml or mm where all files say the size of their voxels."""
+def typical_size(cases: Sequence[CaseFacts], value: int) -> str:
+    """Median size of a class: in ml or mm where all files say the size of their voxels.
+
+    Args:
+        cases: those that have the class.
+        value: its label value.
+
+    Returns:
+        Text.
+    """
     if not cases:
         return "-"
     if any(c.spacing is None for c in cases):
-        return f"{_number(statistics.median(c.voxels[value] for c in cases))} voxels"
+        return f"{digits(statistics.median(c.voxels[value] for c in cases))} voxels"
     sizes = []
     for case in cases:
         size = float(case.voxels[value])
@@ -171,12 +203,20 @@ def _size(cases: Sequence[CaseFacts], value: int) -> str:
         sizes.append(size)
     size, flat = statistics.median(sizes), len(cases[0].shape) == 2
     if flat:
-        return f"{_number(size)} mm2"
-    return f"{_number(size / 1000)} ml" if size >= 1000 else f"{_number(size)} mm3"
+        return f"{digits(size)} mm2"
+    return f"{digits(size / 1000)} ml" if size >= 1000 else f"{digits(size)} mm3"
 
 
-def _pieces(cases: Sequence[CaseFacts], value: int) -> str:
-    """Median number of components of a class, and the range."""
+def pieces(cases: Sequence[CaseFacts], value: int) -> str:
+    """Median number of components of a class, and the range.
+
+    Args:
+        cases: those that have the class.
+        value: its label value.
+
+    Returns:
+        Text.
+    """
     counts = [c.components[value] for c in cases if value in c.components]
     if not counts:
         return "-"

@@ -76,8 +76,16 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
     ]
 
 
-def _padded(values: Sequence[float], log: bool) -> tuple[float, float]:
-    """Limits of an axis, with a margin around the values."""
+def padded(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """Limits of an axis, with a margin around the values.
+
+    Args:
+        values: at least one.
+        log: logarithmic; the values are positive.
+
+    Returns:
+        The lower and the upper end.
+    """
     low, high = min(values), max(values)
     if log:
         return (low / 1.3, high * 1.3) if high / low > 1.01 else (low / 4, high * 4)
@@ -157,7 +165,7 @@ def chart(
         start=LEFT,
         stop=WIDTH - RIGHT,
     )
-    bottom, top = _padded([y for _, y in points], log)
+    bottom, top = padded([y for _, y in points], log)
     y = Scale(low=bottom, high=top, start=HEIGHT - BOTTOM, stop=TOP, log=log)
     body = axes(x, y, whole="x")
     if mark is not None and low <= mark <= high:
@@ -194,7 +202,7 @@ def histogram(title: str, values: Sequence[float], band: tuple[float, float] | N
     """
     if not values:
         return figure(title, "", NOTHING)
-    low, high = _padded(values, log=False)
+    low, high = padded(values, log=False)
     counts, edges = np.histogram(
         values, bins=min(24, max(6, round(2 * math.sqrt(len(values))))), range=(low, high)
     )
@@ -234,7 +242,7 @@ def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
     every = [v for values in rows.values() for v in values]
     if not every:
         return figure(title, "", NOTHING)
-    low, high = _padded(every, log=False)
+    low, high = padded(every, log=False)
     x, height = Scale(low=low, high=high, start=90, stop=WIDTH - RIGHT), 24 * len(rows) + 26
     body = "".join(
         f'<text x="{x(t)}" y="{height - 6}" text-anchor="middle">{t:.4g}</text>'

@@ -1,4 +1,4 @@
-"""Cases as pictures, four in a row.
+"""Cases as pictures in a row.
 
 For labels these are image, truth, prediction and errors; for images input, target, prediction
 and difference.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline import colours, files
+from pipeline.grid import Grid, grid_of
 from pipeline.records import UserError
-from pipeline.reporting.page import escape, finite, number, section, table
+from pipeline.reporting.html_tables import table
+from pipeline.reporting.page import Safe, escape, finite, number, section
+from pipeline.reporting.planes import FULL, LARGE, NOWHERE, counts, cuts, enlarge, planes
 from pipeline.reporting.runs import (
     Run,
     class_metrics,
@@ -30,13 +34,6 @@ from pipeline.reporting.runs import (
 )
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-SMALL, LARGE, FULL = 240, 420, 1024
-"""Sizes of pictures in pixels.
-
-They are enlarged to at least about SMALL; planes of a volume are reduced to at most LARGE, images
-to at most FULL.
-"""
 
 
 def gallery(run: Run) -> str:
@@ -110,30 +107,94 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
 
 def _legend(run: Run) -> str:
     """The colours of label pictures; nothing for images."""
+    parts = legend_parts(run)
+    ignored = parts and option(run, "data", "ignore_label") is not None
+    hatched = '<span><i class="hatch"></i>ignored</span>' if ignored else ""
+    return legend(parts, hatched) if parts else ""
+
+
+def legend_parts(run: Run) -> list[tuple[str, colours.Colour]]:
+    """What the colours of label pictures mean.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        Texts and colours; none for images.
+    """
     if run.summary.get("task") == "image":
-        return ""
+        return []
     binary = _classes(run) == 2
-    parts = [("truth", colours.GREEN), ("answer", colours.SKY)] if binary else []
-    parts += [
-        (label_title(run, n), colours.CLASSES[(n - 1) % len(colours.CLASSES)])
-        for n in range(1, _classes(run))
-        if not binary
-    ]
-    parts += [
+    names = {n: label_title(run, n) for n in range(1, _classes(run))}
+    only = f"{names[1]}, " if run.summary.get("class_names") else ""
+    found = (
+        [(f"{only}truth", colours.GREEN), (f"{only}prediction", colours.SKY)]
+        if binary
+        else [(name, colour_of(n)) for n, name in names.items()]
+    )
+    found += [
         ("false positive", colours.FALSE_POSITIVE),
         ("false negative", colours.FALSE_NEGATIVE),
     ]
-    parts += [] if binary else [("wrong class", colours.WRONG_CLASS)]
-    parts += [("found", colours.FOUND)]
-    swatches = "".join(
-        f'<span><i style="background:rgb{c}"></i>{escape(n)}</span>' for n, c in parts
-    )
-    ignored = (
-        '<span><i class="hatch"></i>ignored</span>'
-        if option(run, "data", "ignore_label") is not None
-        else ""
-    )
-    return f'<p class="legend">{swatches}{ignored}</p>'
+    found += [] if binary else [("wrong class", colours.WRONG_CLASS)]
+    return [*found, ("found", colours.FOUND)]
+
+
+def legend(parts: Sequence[tuple[str, colours.Colour]], more: str = "") -> str:
+    """Colours with what they mean.
+
+    Args:
+        parts: texts and colours.
+        more: HTML that follows.
+
+    Returns:
+        HTML.
+    """
+    keys = "".join(f"<span>{_square(colour)}{escape(text)}</span>" for text, colour in parts)
+    return f'<p class="legend">{keys}{more}</p>'
+
+
+def _square(colour: colours.Colour) -> str:
+    return f'<i style="background:rgb{colour}"></i>'
+
+
+def colour_of(value: int) -> colours.Colour:
+    """Colour of a label value in pictures of several classes.
+
+    Args:
+        value: from 1 on.
+
+    Returns:
+        Red, green and blue.
+    """
+    return colours.CLASSES[(value - 1) % len(colours.CLASSES)]
+
+
+def class_cell(run: Run, n: int) -> Safe:
+    """Name of a class with its colour in the pictures; regions have none.
+
+    Args:
+        run: what was found of a run.
+        n: number of the class, or of the region, in keys of metrics.
+
+    Returns:
+        HTML.
+    """
+    name = escape(class_title(run, n))
+    coloured = not run.summary.get("regions") and _classes(run) > 2
+    return Safe(swatch(n) + name if coloured else name)
+
+
+def swatch(value: int) -> Safe:
+    """A square in the colour of a label value, to stand before its name.
+
+    Args:
+        value: from 1 on.
+
+    Returns:
+        HTML.
+    """
+    return Safe(f'<span class="legend key">{_square(colour_of(value))}</span>')
 
 
 def _classes(run: Run) -> int:
@@ -155,15 +216,15 @@ def _card(run: Run, label: str, name: str) -> str:
         f"<p>{escape(' · '.join(facts))}</p>{_by_class(run, case)}"
     )
     try:
-        arrays = _arrays(run, name)
+        arrays, grid = case_arrays(run, name)
     except (UserError, OSError, KeyError) as error:
         reason = f"no entry {error} in cases.json" if isinstance(error, KeyError) else str(error)
         run.gaps.append(f"no pictures of case {name}: {reason}")
         return f'<article>{head}<p class="none">No pictures: {escape(reason)}</p></article>'
     panels = image_panels if run.summary.get("task") == "image" else label_panels
     rows = [
-        _strip(where, panels(run, *planes))
-        for where, planes in slices(arrays, option(run, "data", "ignore_label"))
+        strip(shown.title, panels(run, *shown.planes, pixel=shown.pixel))
+        for shown in slices(arrays, option(run, "data", "ignore_label"), grid)
     ]
     return f"<article>{head}{''.join(rows)}</article>"
 
@@ -173,7 +234,7 @@ def _by_class(run: Run, case: Mapping[str, Any]) -> str:
     found, scores = class_metrics(run), case.get("metrics", {})
     numbers = sorted({n for keys in found.values() for n in keys})
     rows = [
-        ("", [class_title(run, n), *(number(scores.get(keys.get(n))) for keys in found.values())])
+        ("", [class_cell(run, n), *(number(scores.get(keys.get(n))) for keys in found.values())])
         for n in numbers
     ]
     return (
@@ -183,11 +244,18 @@ def _by_class(run: Run, case: Mapping[str, Any]) -> str:
     )
 
 
-def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
-    """Four pictures in a row.
+def strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
+    """Pictures in a row.
 
     Images, which unlike planes have no ``where``, get two rows if they are large, and grow
     when clicked.
+
+    Args:
+        where: which slice they show; empty for images.
+        panels: titles and pictures ``(Y, X, 3)`` in 0 ... 1.
+
+    Returns:
+        HTML.
     """
     large = not where and max(max(array.shape[:2]) for _, array in panels) > LARGE
     limit, more = (FULL, ' tabindex="0" title="click to enlarge"') if large else (LARGE, "")
@@ -197,15 +265,24 @@ def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
         for title, array in panels
     )
     return (
-        f'<div class="strip{" large" if large else ""}">'
+        f'<div class="strip n{len(panels)}{" large" if large else ""}">'
         f"{f'<span>{escape(where)}</span>' if where else ''}{cells}</div>"
     )
 
 
-def _arrays(run: Run, name: str) -> Planes:
-    """Image, truth and prediction ``(C, *S)``.
+def case_arrays(run: Run, name: str) -> tuple[Planes, Grid]:
+    """Read a held-out case of a run with its prediction.
 
-    Raises UserError or KeyError for what is missing or does not fit.
+    Args:
+        run: what was found of a run.
+        name: id of the case.
+
+    Returns:
+        Image, truth and prediction ``(C, *S)``, and how they lie in the world.
+
+    Raises:
+        UserError: what is missing or does not fit.
+        KeyError: the case is not in cases.json.
     """
     entry, fold = run.cases[name], run.scored[name].get("fold")
     found = [
@@ -221,7 +298,7 @@ def _arrays(run: Run, name: str) -> Planes:
         )
     labels = run.summary.get("task") != "image"
     dims = option(run, "data", "dims") or files.dims_of(Path(target))
-    image = files.read(Path(entry["image"][0]), dims)[0]
+    image, geometry = files.read(Path(entry["image"][0]), dims)
     truth, prediction = (
         files.read(Path(target), dims, labels)[0],
         files.read(found[0], dims, labels)[0],
@@ -233,10 +310,25 @@ def _arrays(run: Run, name: str) -> Planes:
             f"image {image.shape}, truth {truth.shape} and answer {prediction.shape} differ in"
             " shape"
         )
-    return image, truth, prediction
+    return (image, truth, prediction), grid_of(geometry, dims)
 
 
-def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What one row of pictures shows.
+
+    Args:
+        title: position in words, empty for an image.
+        planes: ``(C, Y, X)`` of image, truth and prediction.
+        pixel: height and width of a pixel.
+    """
+
+    title: str
+    planes: Planes
+    pixel: tuple[float, float] = (1.0, 1.0)
+
+
+def slices(arrays: Planes, ignore: int | None, grid: Grid = NOWHERE) -> list[Shown]:
     """Choose planes to show: an image as it is, a volume along each axis.
 
     Of the slices with at least 70 % of the most foreground that a slice of the truth has, the one
@@ -245,29 +337,28 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
     Args:
         arrays: image, truth and prediction ``(C, *S)``.
         ignore: label value that is no foreground; None: none.
+        grid: how the volume lies in the world.
 
     Returns:
-        Position in words, empty for an image, and planes ``(C, Y, X)`` of image, truth
-        and prediction.
+        Planes, upright where the file says directions.
     """
     truth = arrays[1]
     if truth.ndim == 3:
-        return [("", arrays)]
-    foreground = (truth[0] != 0) & (truth[0] != ignore)
-    planes = []
-    for axis in range(3):
-        counts = foreground.sum(axis=tuple(a for a in range(3) if a != axis))
-        rich = np.flatnonzero(counts >= 0.7 * counts.max())
-        index = int(rich[np.abs(rich - len(counts) // 2).argmin()])
-        image, true, predicted = (a.take(index, axis + 1) for a in arrays)
-        planes.append(
-            (f"axis {axis}, slice {index + 1} of {len(counts)}", (image, true, predicted))
-        )
-    return planes
+        return [Shown(title="", planes=arrays)]
+    wanted = cuts(counts(truth, ignore), grid)
+    image, true, predicted = (planes(a, wanted) for a in arrays)
+    return [
+        Shown(title=cut.title, planes=(a, b, c), pixel=cut.pixel)
+        for cut, a, b, c in zip(wanted, image, true, predicted, strict=True)
+    ]
 
 
 def label_panels(
-    run: Run, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
+    run: Run,
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    pixel: tuple[float, float] = (1.0, 1.0),
 ) -> list[tuple[str, np.ndarray]]:
     """Pictures of a plane with labels.
 
@@ -276,6 +367,7 @@ def label_panels(
         image: ``(C, Y, X)``.
         truth: labels ``(1, Y, X)``.
         prediction: predicted labels ``(1, Y, X)``.
+        pixel: height and width of a pixel.
 
     Returns:
         Titles and pictures ``(Y, X, 3)`` in 0 ... 1: image, truth over it, prediction over
@@ -283,7 +375,7 @@ def label_panels(
     """
     # Enlarged before they are coloured, so that the hatching keeps its width.
     shown, truth, prediction = (
-        enlarge(a) for a in (colours.stretched(image), truth[0], prediction[0])
+        enlarge(a, pixel) for a in (colours.stretched(image), truth[0], prediction[0])
     )
     grey = shown.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     # Without such a label it is None, which equals no value.
@@ -296,7 +388,7 @@ def label_panels(
         ("image", shown),
         ("truth", colours.hatch(colours.classes(grey, true), ignored)),
         (
-            "answer",
+            "prediction",
             colours.classes(
                 grey, prediction.astype(int), (colours.SKY,) if binary else colours.CLASSES
             ),
@@ -306,7 +398,11 @@ def label_panels(
 
 
 def image_panels(
-    run: Run, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
+    run: Run,
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    pixel: tuple[float, float] = (1.0, 1.0),
 ) -> list[tuple[str, np.ndarray]]:
     """Pictures of an image and its target.
 
@@ -315,14 +411,15 @@ def image_panels(
         image: ``(C, Y, X)``.
         truth: target ``(C, Y, X)``.
         prediction: prediction ``(C, Y, X)``.
+        pixel: height and width of a pixel.
 
     Returns:
         Titles and pictures ``(Y, X, 3)``: input, target, prediction, and the absolute difference of
         the last two on the scale that its title names.
     """
-    full = _full_scale(truth)
+    full = full_scale(truth)
     shown = [
-        colours.rgb(image / _full_scale(image)),
+        colours.rgb(image / full_scale(image)),
         colours.rgb(truth / full),
         colours.rgb(prediction / full),
     ]
@@ -331,25 +428,19 @@ def image_panels(
     heat = np.clip(error / top, 0, 1)
     shown.append(np.stack([heat**0.5, heat, heat**3], axis=-1))  # black, orange, white
     titles = ("input", "target", "prediction", f"|difference|, white = {top:.3f} of full scale")
-    return [(title, enlarge(picture)) for title, picture in zip(titles, shown, strict=True)]
+    return [(title, enlarge(picture, pixel)) for title, picture in zip(titles, shown, strict=True)]
 
 
-def _full_scale(array: np.ndarray) -> float:
-    """255 for bytes; the largest value for other types, which seldom use their whole range."""
-    return 255.0 if array.dtype == np.uint8 else float(np.nanmax(np.abs(array))) or 1.0
-
-
-def enlarge(plane: np.ndarray) -> np.ndarray:
-    """Repeat each pixel, so that small pictures can be read.
+def full_scale(array: np.ndarray) -> float:
+    """What is white: of bytes 255, else the largest value, as they seldom use their whole range.
 
     Args:
-        plane: ``(Y, X, ...)``.
+        array: intensities.
 
     Returns:
-        The plane, about SMALL pixels along its longer side, or unchanged where it is larger.
+        A positive number.
     """
-    factor = max(1, round(SMALL / max(plane.shape[:2])))
-    return plane.repeat(factor, axis=0).repeat(factor, axis=1)
+    return 255.0 if array.dtype == np.uint8 else float(np.nanmax(np.abs(array))) or 1.0
 
 
 def data_url(picture: np.ndarray, limit: int = LARGE) -> str:

@@ -67,7 +67,7 @@ def load(folder: Path) -> Run:
     if not run_folder.summary_file.is_file():
         raise UserError(
             f"{folder}: no summary.json, so this is no run of which a fold has ended. Give the"
-            " folder that pipeline.train wrote."
+            " folder that pipeline.train, or for predictions pipeline.predict, wrote."
         )
     gaps: list[str] = []
     summary = run_folder.summary()

@@ -10,11 +10,12 @@ from pipeline.metrics.frames import SUFFIXES
 from pipeline.metrics.names import of_class
 from pipeline.records import ALL
 from pipeline.reporting.charts import chart, dots, histogram
-from pipeline.reporting.page import DASH, Safe, clock, escape, number, section, table
+from pipeline.reporting.html_tables import table
+from pipeline.reporting.page import DASH, Safe, clock, escape, number, section
+from pipeline.reporting.pictures import class_cell
 from pipeline.reporting.runs import (
     Run,
     class_metrics,
-    class_title,
     folds_of,
     leading_metric,
     main_metrics,
@@ -92,7 +93,7 @@ def scores(run: Run) -> str:
     Returns:
         HTML.
     """
-    names, blank = main_metrics(run), [""] * 3
+    names = main_metrics(run)
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
     rows.append(
@@ -100,7 +101,6 @@ def scores(run: Run) -> str:
             "mean",
             [
                 "out of fold: all cases, chosen weights",
-                *blank,
                 *(_with_interval(mean.get(n), values_of(run, n)) for n in names),
             ],
         )
@@ -111,13 +111,12 @@ def scores(run: Run) -> str:
                 "other",
                 [
                     "out of fold: all pixels pooled",
-                    *blank,
                     *(number(run.summary["pooled"].get(n)) for n in names),
                 ],
             )
         )
     for name, row in run.baselines.items():
-        rows.append(("rival", [f"baseline: {name}", *blank, *(number(row.get(n)) for n in names)]))
+        rows.append(("rival", [f"baseline: {name}", *(number(row.get(n)) for n in names)]))
     note = (
         "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 %"
         " bootstrap interval over cases. Cases are resampled, groups are not: with few groups the"
@@ -153,7 +152,7 @@ def classes(run: Run) -> str:
             (
                 "",
                 [
-                    class_title(run, n),
+                    class_cell(run, n),
                     _with_interval(means.get(k), values_of(run, k)),
                     *(number(row.get(k)) for _, row in others),
                 ],
@@ -218,6 +217,7 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
         f"fold {escape(fold['fold'])}"
         f' <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>'
     )
+    again = Safe(f'<span class="again">fold {escape(fold["fold"])}</span>')
     best = fold.get("best_epoch", -1)
     facts = [
         f"{best + 1} of {fold.get('epochs')}" if best >= 0 else DASH,
@@ -231,7 +231,7 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
         rows.append(
             ("", [name, f"{kind} ✓", *facts, *values])
             if kind == chosen
-            else ("other", ["", kind, "", "", *values])
+            else ("other", [again, kind, "", "", *values])
         )
     return rows
 
@@ -262,7 +262,7 @@ def tuned(run: Run) -> str:
     )
     return section(
         "Post-processing",
-        table(["", metric, *(f"over {r}" for r in references), "steps"], rows),
+        table(["", named(run, metric), *(f"over {r}" for r in references), "steps"], rows),
         note=note,
     )
 
@@ -271,7 +271,9 @@ def _tuned_row(row: Mapping[str, Any], metric: str, references: Sequence[str]) -
     """Cells of one row of tuning: name, mean, gains by reference, steps."""
     gains = [row["gains"][r] for r in references]
     cells = [
-        DASH if row["name"] == r else f"{g['mean']:+.4f} ({g['low']:+.4f} … {g['high']:+.4f})"
+        DASH
+        if row["name"] == r
+        else Safe(f"{g['mean']:+.4f}<small>{g['low']:+.4f} … {g['high']:+.4f}</small>")
         for r, g in zip(references, gains, strict=True)
     ]
     steps = "; ".join(
@@ -319,10 +321,8 @@ def curves(run: Run) -> str:
             chart("learning rate", {"learning rate": _line(log, "lr")}, log=True, mark=mark),
         )
         rows.append(f'<h3>fold {fold["fold"]}</h3><div class="row">{"".join(charts)}</div>')
-    note = (
-        "Epochs along x. Dashed: the best epoch by"
-        f" {run.summary.get('monitor', 'the monitored value')}. Learning rates on a log scale."
-    )
+    monitor = named(run, run.summary.get("monitor", "the monitored value"))
+    note = f"Epochs along x. Dashed: the best epoch by {monitor}. Learning rates on a log scale."
     return section("Curves", *rows, note=note)
 
 
