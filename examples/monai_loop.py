@@ -2,13 +2,14 @@
 
 ::
 
-    python examples/monai_loop.py                          # makes a small data set first
-    python examples/monai_loop.py DIR --epochs 200         # imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz
+    python examples/monai_loop.py                    # makes a small data set first
+    python examples/monai_loop.py DIR --epochs 200   # an nnU-Net folder of NIfTI files
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -20,43 +21,41 @@ from monai.transforms import (
     LoadImaged,
     NormalizeIntensityd,
     RandCropByPosNegLabeld,
-    RandFlipd,
+    RandAxisFlipd,
 )
 from monai.utils import set_determinism
 from small_data import write_folder
 
 import pipeline as pl
 
-KEYS, PATCH, CLASSES = ("image", "label"), (32, 32, 16), 3
+KEYS, PATCH = ("image", "label"), (32, 32, 16)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A MONAI training loop with parts of ours.")
     parser.add_argument("data", type=Path, nargs="?", help="nnU-Net folder of NIfTI files")
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
-    folder = args.data or write_folder(Path("monai_loop/data"))
+    folder = args.data or write_folder(Path("runs/monai_loop/data"))
     set_determinism(0)
 
     # --- all of this is MONAI's ---
-    labels = sorted((folder / "labelsTr").glob("*.nii.gz"))
-    image_of = lambda p: folder / "imagesTr" / p.name.replace(".nii.gz", "_0000.nii.gz")  # noqa: E731
-    items = [{"image": image_of(path), "label": path} for path in labels]
+    items = pairs(folder)
+    classes = len(json.loads((folder / "dataset.json").read_text())["labels"])
     load = [LoadImaged(KEYS), EnsureChannelFirstd(KEYS), NormalizeIntensityd("image")]
-    crop = [RandCropByPosNegLabeld(KEYS, "label", PATCH, num_samples=4), RandFlipd(KEYS, 0.5)]
-    train = DataLoader(
-        CacheDataset(items[2:], Compose(load + crop), progress=False), 2, shuffle=True
-    )
-    held_out = DataLoader(CacheDataset(items[:2], Compose(load), progress=False), 1)
-    network = UNet(3, 1, CLASSES, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
+    crop = [RandCropByPosNegLabeld(KEYS, "label", PATCH, num_samples=4), RandAxisFlipd(KEYS, 0.5)]
+    train_set = CacheDataset(items[2:], Compose([*load, *crop]), progress=False)
+    train = DataLoader(train_set, batch_size=2, shuffle=True)
+    held_out = DataLoader(CacheDataset(items[:2], Compose(load), progress=False), batch_size=1)
+    network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
 
     # --- ours: called as MONAI's are ---
     overlap = pl.Loss("dice", batch=True)  # logits and class numbers; no softmax, no one-hot
     connected = pl.Loss("cldice", iterations=3)  # costs gaps in the vessels
     inferer = pl.SlidingWindowInferer(PATCH, sw_batch_size=4, overlap=0.25)
-    dice = pl.Metric("dice", num_classes=CLASSES)
-    surface = pl.Metric("surface_dice", tolerance=1, num_classes=CLASSES)
+    dice = pl.Metric("dice", num_classes=classes)
+    surface = pl.Metric("surface_dice", tolerance=1, num_classes=classes)
 
     for epoch in range(args.epochs):
         network.train()
@@ -66,7 +65,7 @@ def main() -> None:
             loss = overlap(logits, batch["label"]) + 0.3 * connected(logits, batch["label"])
             loss.backward()
             optimizer.step()
-        if (epoch + 1) % 5:
+        if (epoch + 1) % 5 and epoch + 1 < args.epochs:
             continue
         network.eval()
         for batch in held_out:
@@ -78,7 +77,14 @@ def main() -> None:
     # The numbers of one case, with distances in millimetres.
     answer, truth = decided[0, 0], batch["label"][0, 0]
     spacing = batch["image"].pixdim[0].tolist()
-    print(pl.score(answer, truth, ["hd95", "cldice"], spacing=spacing, num_classes=CLASSES))
+    print(pl.score(answer, truth, ["hd95", "cldice"], spacing=spacing, num_classes=classes))
+
+
+def pairs(folder: Path) -> list[dict[str, Path]]:
+    """Image and label of each case; of several channels the first."""
+    labels = sorted((folder / "labelsTr").glob("*.nii.gz"))
+    images = [folder / "imagesTr" / p.name.replace(".nii.gz", "_0000.nii.gz") for p in labels]
+    return [{"image": i, "label": p} for i, p in zip(images, labels, strict=True)]
 
 
 def numbers(metric: pl.Metric) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,11 +23,11 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Predict one array.")
     parser.add_argument("--model", type=Path, help="run, fold or model file")
     parser.add_argument("--image", type=Path, help=".nii.gz, .nii or .npy")
     parser.add_argument("--spacing", type=float, nargs=3, help="mm between voxels of a .npy")
-    parser.add_argument("--out", type=Path, default=Path("one_array"), help="where answers go")
+    parser.add_argument("--out", type=Path, default=Path("runs/one_array"), help="where answers go")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.model is None or args.image is None:
@@ -38,12 +39,12 @@ def main() -> None:
 
     # An array comes as its file holds it: not normalised, not resampled, not turned. The answer is
     # on the same grid. A model that was trained on NIfTI has to know how the array lies: affine=.
-    # A model of arrays without orientation, such as TIFF stacks (Z, Y, X), takes spacing= and axes=.
+    # One of images without orientation, such as TIFF stacks (Z, Y, X), takes spacing= and axes=.
     if args.image.suffix == ".npy":
-        array, place = np.load(args.image), {"spacing": args.spacing}
-        affine = np.eye(4)
+        array, affine = np.load(args.image), np.eye(4)
+        place: dict[str, Any] = {"spacing": args.spacing}
     else:
-        image = nibabel.load(args.image)
+        image = nibabel.Nifti1Image.from_filename(args.image)
         array, affine = np.asanyarray(image.dataobj), image.affine
         place = {"affine": affine}
     labels = predictor.predict(array, **place)  # with the post-processing of the model's config
@@ -54,9 +55,8 @@ def main() -> None:
     main_head = predictor.predict_heads(array, **place)["main"]
     several = main_head if len(main_head) > 1 else np.concatenate([1 - main_head, main_head])
     entropy = -(several * np.log2(several.clip(1e-12))).sum(0)
-    print(
-        f"mean entropy {entropy.mean():.4f} bits, in the foreground {entropy[labels > 0].mean():.4f}"
-    )
+    unsure = entropy[labels > 0].mean()
+    print(f"mean entropy {entropy.mean():.3f} bits, in the foreground {unsure:.3f} bits")
 
     # Same shape, same affine: the answer lies over the image in any viewer.
     nibabel.save(nibabel.Nifti1Image(labels, affine), args.out / "labels.nii.gz")

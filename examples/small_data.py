@@ -56,7 +56,8 @@ def write_folder(folder: Path, train: int = 6, test: int = 2) -> Path:
     affine = np.diag([*SPACING, 1.0])
     for n in range(train + test):
         part = "Tr" if n < train else "Ts"
-        for array, name in zip(volume(n), (f"images{part}/case{n}_0000", f"labels{part}/case{n}")):
+        names = f"images{part}/case{n}_0000", f"labels{part}/case{n}"
+        for array, name in zip(volume(n), names, strict=True):
             path = folder / f"{name}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, affine), path)

@@ -20,9 +20,11 @@ SHORT = ["train.epochs=6", "data.patch.steps=10", "train.validate.every=6"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Plan, train, predict, score.")
     parser.add_argument("data", type=Path, nargs="?", help="data set folder")
-    parser.add_argument("--out", type=Path, default=Path("own_folder"), help="where results go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/own_folder"), help="where results go"
+    )
     parser.add_argument("--minutes", type=float, help="time for all five folds")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="those to train now")
     args = parser.parse_args()
