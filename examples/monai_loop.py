@@ -20,8 +20,8 @@ from monai.transforms import (
     EnsureChannelFirstd,
     LoadImaged,
     NormalizeIntensityd,
-    RandCropByPosNegLabeld,
     RandAxisFlipd,
+    RandCropByPosNegLabeld,
 )
 from monai.utils import set_determinism
 from small_data import write_folder

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/one_array"), help="where answers go")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.model is None or args.image is None:
+    if (args.model is None) != (args.image is None):
+        parser.error("give --model and --image, or none of them")
+    if args.model is None:
         args.model, args.image = small_model(args.out)
 
     # Averages the folds of a run that are trained. Further options: flips=True, overlap=32, ...
@@ -41,7 +43,7 @@ def main() -> None:
     # on the same grid. A model that was trained on NIfTI has to know how the array lies: affine=.
     # One of images without orientation, such as TIFF stacks (Z, Y, X), takes spacing= and axes=.
     if args.image.suffix == ".npy":
-        array, affine = np.load(args.image), np.eye(4)
+        array, affine = np.load(args.image), None
         place: dict[str, Any] = {"spacing": args.spacing}
     else:
         image = nibabel.Nifti1Image.from_filename(args.image)
@@ -55,13 +57,15 @@ def main() -> None:
     main_head = predictor.predict_heads(array, **place)["main"]
     several = main_head if len(main_head) > 1 else np.concatenate([1 - main_head, main_head])
     entropy = -(several * np.log2(several.clip(1e-12))).sum(0)
-    unsure = entropy[labels > 0].mean()
-    print(f"mean entropy {entropy.mean():.3f} bits, in the foreground {unsure:.3f} bits")
+    print(f"head {main_head.shape} {main_head.dtype}, mean entropy {entropy.mean():.3f} bits")
 
     # Same shape, same affine: the answer lies over the image in any viewer.
-    nibabel.save(nibabel.Nifti1Image(labels, affine), args.out / "labels.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(entropy, affine), args.out / "entropy.nii.gz")
-    print(f"written: {args.out}/labels.nii.gz, {args.out}/entropy.nii.gz")
+    for name, answer in {"labels": labels, "entropy": entropy}.items():
+        if affine is None:
+            np.save(args.out / f"{name}.npy", answer)
+        else:
+            nibabel.save(nibabel.Nifti1Image(answer, affine), args.out / f"{name}.nii.gz")
+    print("written:", *sorted(path.name for path in args.out.glob("*.n*")))
 
 
 def small_model(out: Path) -> tuple[Path, Path]:
