@@ -212,7 +212,7 @@ def volume_error(
     classes: Classes = None,
     spacing: Spacing = None,
 ) -> dict[str, float]:
-    """Relative difference of the volumes, | |P| - |T| | / |T|.
+    """Relative difference of the volumes, ``| |P| - |T| | / |T|``.
 
     It says nothing of where the volumes lie. Without true volume it has no value and is NaN, also
     where something is predicted: look at ``volume_predicted`` there.

@@ -238,7 +238,7 @@ def dice(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Dice coefficient 2 |P and T| / (|P| + |T|).
+    """Dice coefficient ``2 |P and T| / (|P| + |T|)``.
 
     Both empty: 1, one empty: 0.
 
@@ -273,7 +273,7 @@ def iou(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Intersection over union |P and T| / |P or T|.
+    """Intersection over union ``|P and T| / |P or T|``.
 
     Both empty: 1, one empty: 0.
 
@@ -311,7 +311,7 @@ def precision(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Precision |P and T| / |P|.
+    """Precision ``|P and T| / |P|``.
 
     Both empty: 1, one empty: 0, whichever it is.
 
@@ -338,7 +338,7 @@ def recall(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Recall |P and T| / |T|.
+    """Recall ``|P and T| / |T|``.
 
     Both empty: 1, one empty: 0, whichever it is.
 

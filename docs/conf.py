@@ -1,0 +1,134 @@
+"""Settings of Sphinx, which makes a site of this folder. ``make docs`` runs it, offline."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # the package itself need not be installed
+
+import pipeline  # noqa: E402
+
+project = "imaging-pipeline"
+author = "The imaging-pipeline contributors"
+project_copyright = author
+version = release = pipeline.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+# The sidebar. It stands here and not in index.md, so that the front page is plain Markdown wherever
+# it is read. A test says that every page is in it once.
+SIDEBAR = {
+    "Begin": ["start", "results"],
+    "Guides": [
+        "guides/nnunet_user",
+        "guides/kaggle",
+        "guides/monai",
+        "guides/microscopy",
+        "guides/restoration",
+        "guides/cluster",
+        "extending",
+    ],
+    "How it works": [
+        "plan",
+        "nnunet",
+        "worlds",
+        "labels",
+        "stacks",
+        "topology",
+        "images",
+        "prediction",
+        "tuning",
+        "reliability",
+        "library",
+        "own_loop",
+        "architecture",
+        "sources",
+    ],
+    "Reference": [
+        "commands",
+        "files",
+        "reference/commands",
+        "reference/config",
+        "reference/configs",
+        "reference/examples",
+        "reference/networks",
+        "reference/losses",
+        "reference/metrics",
+        "reference/steps",
+        "reference/augmentation",
+        "reference/training",
+    ],
+    "Python": [
+        "api/pipeline",
+        "api/losses",
+        "api/metrics",
+        "api/inferer",
+        "api/networks",
+        "api/postprocess",
+        "api/records",
+    ],
+}
+
+myst_heading_anchors = 4
+myst_enable_extensions = ["attrs_inline"]
+nb_execution_mode = "off"  # notebooks are executed where they are written, and are read here
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Source"]
+python_maximum_signature_line_length = 88
+add_module_names = False
+
+html_theme = "furo"
+html_title = "imaging-pipeline"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def toctrees() -> str:
+    """The sidebar as Markdown for Sphinx."""
+    parts = []
+    for caption, pages in SIDEBAR.items():
+        lines = "\n".join(pages)
+        parts.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```")
+    return "\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _prepare(app: Any, name: str, source: list[str]) -> None:
+    """The sidebar, and links to Markdown that is no page of the site: the file itself."""
+    if name == "index":
+        source[0] += toctrees()
+    up = "../" * (name.count("/") + 1)
+    source[0] = re.sub(rf"\]\(({re.escape(up)}[\w/.]+\.md)\)", r"](path:\1)", source[0])
+
+
+def _without_glossary(
+    app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
+    """The glossary of the records stands in architecture.md, as tables."""
+    if name == "pipeline.records" and "Data:" in lines:
+        del lines[lines.index("Data:") :]
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", _prepare)
+    app.connect("autodoc-process-docstring", _without_glossary)
