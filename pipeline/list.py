@@ -86,8 +86,10 @@ def list(*, tables: Sequence[str]) -> int:  # noqa: A001 - the command's name
         if len(tables) > 1:
             print(f"{table}:")
         if table == "configs":
-            for name, path in shipped_configs().items():
-                print(f"{name:<16}{first_comment(path)}")
+            configs = shipped_configs()
+            width = max(map(len, configs), default=0) + 2
+            for name, path in configs.items():
+                print(f"{name:<{width}}{first_comment(path)}")
         else:
             from pipeline.workflows import listing  # torch and MONAI, which configs need not
 
