@@ -91,6 +91,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False
 napoleon_custom_sections = ["Source"]
 python_maximum_signature_line_length = 88
 add_module_names = False

@@ -247,7 +247,7 @@ def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
 def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
     """Dotted keys of NaN, which any rule of the form "not below" lets pass.
 
-    Options of entries are left to :func:`bind`.
+    Options of entries are left to :func:`~pipeline.config.bind`.
     """
     if isinstance(value, float) and math.isnan(value):
         yield key.removeprefix(".")

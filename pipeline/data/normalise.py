@@ -235,7 +235,7 @@ def zscore(array: LazyArray, mask: bool = False) -> Fitted:
     Args:
         array: ``(C, *S)``, in memory or read as it is sliced.
         mask: only voxels of the image's non-zero part count (:mod:`pipeline.data.nonzero`), and
-            others become 0 by :func:`prepared`.
+            others become 0 by :func:`~pipeline.data.prepare.prepared`.
 
     Returns:
         Scale; there are no warnings.
@@ -458,7 +458,7 @@ def pending(method: Normalisation) -> Normalisation:
 
     Returns:
         The same with ``none`` in place of entries with such numbers, given or not
-        (:func:`pipeline.data.intensities.completed`).
+        (:func:`pipeline.data.properties.completed`).
     """
     stand_in = NamedOptions(name="none")
     if isinstance(method, NamedOptions):
@@ -714,7 +714,9 @@ def is_masked(entry: NamedOptions) -> bool:
 
 
 def needs_preparing(method: Normalisation) -> bool:
-    """Whether arrays are kept and predicted only after :func:`prepared`, even if not resampled.
+    """Whether arrays are kept and predicted only after preparation, even if not resampled.
+
+    See :func:`~pipeline.data.prepare.prepared`.
 
     Args:
         method: one entry, or one for each channel.

@@ -124,7 +124,7 @@ class Moments:
 
 
 def percentiles_by_slabs(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
-    """:func:`percentiles`, slab by slab."""
+    """:func:`~pipeline.data.normalise.percentiles`, slab by slab."""
     upper = np.zeros((len(array), 2**16), np.int64)
     for first, end in slabs(array):
         for counts, channel in zip(upper, array[:, first:end], strict=True):

@@ -36,7 +36,8 @@ class WeightedSum:
             heads stands for: their losses are means over regions, each of one channel and the mask
             of its classes; None: channels stand for classes.
         deep: strides of heads that are coarser than the input, as a network has them.
-        main: factor of the terms of head ``main`` in training, see :func:`main_factor`.
+        main: factor of the terms of head ``main`` in training, see
+            :func:`~pipeline.losses.main_factor`.
 
     Raises:
         ConfigError: for an unknown loss, option or target, a loss of the wrong kind, a mask that is

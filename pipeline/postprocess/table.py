@@ -299,7 +299,10 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
     },
     record=PostprocessStep,
 )
-"""Steps by name, in the order that is natural for them; :func:`adjust` inserts by it."""
+"""Steps by name, in the order that is natural for them.
+
+:func:`~pipeline.postprocess.adjust` inserts by it.
+"""
 
 
 def resolved(step: NamedOptions) -> NamedOptions:

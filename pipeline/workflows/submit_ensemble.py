@@ -27,7 +27,7 @@ def submit_ensemble(
         spec: an ``ensembles/NAME.yaml``.
         test_dir: folder of the test images.
         out: file to write; an older submission is replaced.
-        format: as for :func:`write_submission`.
+        format: as for :func:`~pipeline.write_submission`.
         work: folder for the ensemble's outputs; None: ``<out without suffix>_predictions``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
@@ -35,8 +35,8 @@ def submit_ensemble(
         The submission that was written.
 
     Raises:
-        UserError: as :func:`write_submission` and the ensemble do; an image that the ensemble
-            failed for is a missing prediction.
+        UserError: as :func:`~pipeline.write_submission` and the ensemble do; an image that the
+            ensemble failed for is a missing prediction.
     """
     require_place(out, format)
     submission.require_replaceable(out)  # before hours of prediction

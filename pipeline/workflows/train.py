@@ -103,8 +103,8 @@ def train_folds(
 
     Args:
         config: a config, the path of its YAML file, the name of one that comes with the package
-            (``"surface"``), or a plan (:func:`plan_dataset`), which the run keeps with its
-            fingerprint.
+            (``"surface"``), or a plan (:func:`~pipeline.plan_dataset`), which the run keeps with
+            its fingerprint.
         data: data set folder; None: ``data.root`` of the config.
         folds: which folds, from 0; None: all of them; ``"all"``: instead one model on every case,
             which nothing is held out from and which is not scored.
