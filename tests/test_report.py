@@ -472,9 +472,8 @@ def test_short_rows_span_the_missing_columns() -> None:
 def test_error_colours_mean_what_the_legend_says(original: Path) -> None:
     found = runs.load(original)
     image, label, answer = (a[None] for a in volume(0))
-    shown = dict(
-        pictures.label_panels(found, *(a[:, :, 6] for a in (image, label, answer)))
-    )  # rows are Z, columns X
+    # Rows are Z, columns X.
+    shown = dict(pictures.label_panels(found, image[:, :, 6], label[:, :, 6], answer[:, :, 6]))
     errors = shown["errors"]
     factor = errors.shape[0] // 12
 

@@ -117,5 +117,6 @@ def _value(text: str, lines: Sequence[str], node: Any) -> tuple[str, str]:
         items = (item for item in node.value)
         return "\n".join(text[i.start_mark.index : i.end_mark.index].strip() for i in items), ""
     written = text[start.index : end.index].strip()
-    behind = lines[end.line][end.column :].strip() if end.line < len(lines) else ""
+    last = str(lines[end.line]) if end.line < len(lines) else ""
+    behind = last[end.column :].strip()
     return written, behind.lstrip("# ") if behind.startswith("#") else ""

@@ -117,8 +117,10 @@ def _lines(cell: object) -> list[str]:
 
 def _letters(cell: object) -> float:
     """Length of the longest text of a cell; small ones count for less."""
-    small = re.findall(r"<small>(.*?)</small>", cell) if isinstance(cell, Safe) else []
-    rest = Safe(re.sub(r"<small>.*?</small>", "<br>", cell)) if small else cell
+    if not isinstance(cell, Safe):
+        return len(str(cell))
+    small = re.findall(r"<small>(.*?)</small>", cell)
+    rest = Safe(re.sub(r"<small>.*?</small>", "<br>", cell))
     return max([*(len(line) for line in _lines(rest)), *(0.82 * len(t) for t in small)], default=0)
 
 

@@ -194,7 +194,7 @@ def swatch(value: int) -> Safe:
     Returns:
         HTML.
     """
-    return Safe(f'<span class="legend key">{_square(colour_of(value))}</span>')
+    return Safe(f'<span class="swatch">{_square(colour_of(value))}</span>')
 
 
 def _classes(run: Run) -> int:
@@ -244,7 +244,7 @@ def _by_class(run: Run, case: Mapping[str, Any]) -> str:
     )
 
 
-def strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
+def strip(where: str, panels: Sequence[tuple[str, np.ndarray]], planes: bool = False) -> str:
     """Pictures in a row.
 
     Images, which unlike planes have no ``where``, get two rows if they are large, and grow
@@ -253,11 +253,12 @@ def strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
     Args:
         where: which slice they show; empty for images.
         panels: titles and pictures ``(Y, X, 3)`` in 0 ... 1.
+        planes: they are planes of a volume although ``where`` does not say which.
 
     Returns:
         HTML.
     """
-    large = not where and max(max(array.shape[:2]) for _, array in panels) > LARGE
+    large = not (where or planes) and max(max(array.shape[:2]) for _, array in panels) > LARGE
     limit, more = (FULL, ' tabindex="0" title="click to enlarge"') if large else (LARGE, "")
     cells = "".join(
         f'<figure><img{more} alt="{escape(" ".join([title, where]).strip())}"'

@@ -127,7 +127,7 @@ def counts(labels: LazyArray, ignore: int | None = None) -> list[np.ndarray]:
 
 
 def add_foreground(
-    found: Sequence[np.ndarray], part: np.ndarray, first: int, ignore: int | None
+    found: list[np.ndarray], part: np.ndarray, first: int, ignore: int | None
 ) -> None:
     """Add the foreground of a slab to the counts of slices.
 

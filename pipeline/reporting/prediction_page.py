@@ -138,7 +138,8 @@ def _amount(sizes: Volumes, value: int | None) -> Safe:
     """Voxels of a class, of the foreground for None, and below them ml."""
     voxels = sizes.total if value is None else sizes.voxels.get(value, 0)
     size = sizes.physical(voxels)
-    return Safe(f"{voxels:,}" + (f"<small>{size[0]:.4g} {size[1]}</small>" if size else ""))
+    below = f"<small>{f'{size[0]:#.4g}'.rstrip('.')} {size[1]}</small>" if size else ""
+    return Safe(f"{voxels:,}{below}")
 
 
 def _pieces(found: Predicted, name: str, sizes: Volumes) -> object:
@@ -266,7 +267,7 @@ def _rows(found: Predicted, answer: Answer, sizes: Volumes | None, image: Path |
         picture = enlarge(colours.stretched(grey[:1]), cut.pixel)
         painted = _painted(picture, enlarge(plane[0], cut.pixel), palette, ignore)
         panels.append((cut.title, painted))
-    return strip("", panels)
+    return strip("", panels, planes=True)
 
 
 def _pixel(sizes: Volumes) -> tuple[float, float]:

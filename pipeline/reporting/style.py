@@ -88,7 +88,7 @@ article h3{margin-top:0}
 .strip img{display:block;width:100%;border-radius:4px;image-rendering:pixelated}
 .strip figcaption{font-size:.8rem;color:var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem}
-.legend i{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin-right:.4em;
+.legend i,.swatch i{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin-right:.4em;
  vertical-align:-.1em}
 .strip.large{grid-template-columns:repeat(2,1fr)}
 .large img{image-rendering:auto;cursor:zoom-in}
