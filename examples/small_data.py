@@ -1,11 +1,14 @@
 """A small data set for the examples: noisy volumes of curved vessels (1) and round nodules (2).
 
-Its folders are those of nnU-Net, its files NIfTI with voxels of 0.8 x 0.8 x 1.5 mm.
+Its folders are those of nnU-Net, its files NIfTI with voxels of 0.8 x 0.8 x 1.5 mm::
+
+    python examples/small_data.py DIR
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import nibabel
@@ -69,3 +72,7 @@ def write_folder(folder: Path, train: int = 6, test: int = 2) -> Path:
     }
     (folder / "dataset.json").write_text(json.dumps(description, indent=2))
     return folder
+
+
+if __name__ == "__main__":
+    print(write_folder(Path(sys.argv[1])))
