@@ -5,6 +5,7 @@ is what the schema takes, and the generated pages are current.
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import importlib
 import importlib.util
@@ -437,7 +438,7 @@ NO_TEXT = ("train.stop", "train.validate")
 def test_the_sidebar_has_every_page_once() -> None:
     named = re.search(r"^SIDEBAR = (\{.*?^\})", text_of(DOCS / "conf.py"), re.MULTILINE | re.DOTALL)
     assert named is not None
-    listed = [page for pages in eval(named[1]).values() for page in pages]
+    listed = [page for pages in ast.literal_eval(named[1]).values() for page in pages]
     there = {
         str(p.relative_to(DOCS).with_suffix(""))
         for p in DOCS.rglob("*")
