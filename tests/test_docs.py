@@ -194,9 +194,11 @@ def parse_fault(parser: argparse.ArgumentParser, words: list[str]) -> str:
 
 def config_fault(found: argparse.Namespace) -> str:
     """What is wrong with the config that a command names, with its overrides."""
-    config = getattr(found, "config", None)
+    config = str(getattr(found, "config", None))
+    named = f"configs/{config}.yaml"  # one that comes with the package, by its name
+    config = named if (ROOT / named).is_file() else config
     try:
-        if config is not None and str(config).startswith("configs/"):
+        if config.startswith("configs/"):
             load(ROOT / config, getattr(found, "set", ()))
         else:
             data = dict(MINIMAL)
@@ -331,7 +333,7 @@ def entry_faults(data: Any) -> Iterator[str]:
 
 
 def entry_fault(table: Registry[Any], entry: Any) -> Iterator[str]:
-    named = {"name": entry} if isinstance(entry, str) else entry
+    named: dict[str, Any] = {"name": entry} if isinstance(entry, str) else entry
     name, options = table.resolve(named["name"], named.get("options", {}))
     if name not in table:
         yield f"no {table.kind} {name}"

@@ -1,4 +1,4 @@
-"""The site that ``make docs`` builds: links and pictures lead somewhere, and it needs no network."""
+"""The site that ``make docs`` builds: links and pictures lead somewhere, nothing comes from afar."""
 
 from __future__ import annotations
 
