@@ -460,7 +460,9 @@ ROLE = re.compile(r":(?:py:)?(?:mod|func|class|data|meth|attr|exc):`~?([\w.]+)`"
 
 
 def resolves(name: str, inside: ModuleType) -> bool:
-    """Whether a name of a docstring is one of this module or package."""
+    """Whether a name of a docstring is one of its module, a public one, or a whole path."""
+    if name in pipeline.__all__:
+        return True
     parts = name.split(".")
     for home in (inside, *(vars(inside).values())):
         if (isinstance(home, ModuleType) and home is inside) or inspect.isclass(home):

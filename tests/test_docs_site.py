@@ -1,4 +1,4 @@
-"""The site that ``make docs`` builds: links and pictures lead somewhere, nothing comes from afar."""
+"""The site that ``make docs`` builds: links and pictures lead somewhere, and it works offline."""
 
 from __future__ import annotations
 

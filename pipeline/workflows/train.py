@@ -102,8 +102,8 @@ def train_folds(
     trained again.
 
     Args:
-        config: a config, the path of its YAML file, or a plan
-            (:func:`~pipeline.plan_dataset`), which the run keeps with its fingerprint.
+        config: a config, the path of its YAML file, or a plan (:func:`plan_dataset`), which the run
+            keeps with its fingerprint.
         data: data set folder; None: ``data.root`` of the config.
         folds: which folds, from 0; None: all of them; ``"all"``: instead one model on every case,
             which nothing is held out from and which is not scored.
