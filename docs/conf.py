@@ -27,58 +27,58 @@ extensions = [
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
-# The sidebar. It stands here and not in index.md, so that the front page is plain Markdown wherever
-# it is read. A test says that every page is in it once.
+# The sidebar: pages by caption, with a short title or none of its own. It stands here and not in
+# index.md, so that the front page is plain Markdown wherever it is read.
 SIDEBAR = {
-    "Begin": ["start", "results"],
-    "Guides": [
-        "guides/nnunet_user",
-        "guides/kaggle",
-        "guides/monai",
-        "guides/microscopy",
-        "guides/restoration",
-        "guides/cluster",
-        "extending",
-    ],
-    "How it works": [
-        "plan",
-        "nnunet",
-        "worlds",
-        "labels",
-        "stacks",
-        "topology",
-        "images",
-        "prediction",
-        "tuning",
-        "reliability",
-        "library",
-        "own_loop",
-        "architecture",
-        "sources",
-    ],
-    "Reference": [
-        "commands",
-        "files",
-        "reference/commands",
-        "reference/config",
-        "reference/configs",
-        "reference/examples",
-        "reference/networks",
-        "reference/losses",
-        "reference/metrics",
-        "reference/steps",
-        "reference/augmentation",
-        "reference/training",
-    ],
-    "Python": [
-        "api/pipeline",
-        "api/losses",
-        "api/metrics",
-        "api/inferer",
-        "api/networks",
-        "api/postprocess",
-        "api/records",
-    ],
+    "Begin": {"start": "First ten minutes", "results": ""},
+    "Guides": {
+        "guides/nnunet_user": "nnU-Net users",
+        "guides/kaggle": "Kaggle: surface detection",
+        "guides/monai": "MONAI developers",
+        "guides/microscopy": "Microscopists",
+        "guides/restoration": "Restoring images",
+        "guides/cluster": "Clusters",
+        "extending": "Parts of your own",
+    },
+    "How it works": {
+        "plan": "Planning",
+        "nnunet": "Parts of nnU-Net",
+        "worlds": "Orientation and spacing",
+        "labels": "Labels and regions",
+        "stacks": "One big stack",
+        "topology": "Topology",
+        "images": "Pictures",
+        "prediction": "Prediction and scoring",
+        "tuning": "Tuning by class",
+        "reliability": "Reliability",
+        "architecture": "",
+        "sources": "Source documents",
+    },
+    "Reference": {
+        "commands": "",
+        "reference/commands": "Every option",
+        "reference/config": "Every key",
+        "reference/configs": "",
+        "files": "Files and formats",
+        "reference/networks": "",
+        "reference/losses": "",
+        "reference/metrics": "",
+        "reference/steps": "",
+        "reference/augmentation": "",
+        "reference/training": "",
+    },
+    "Python": {
+        "library": "Using it from Python",
+        "own_loop": "In your own MONAI loop",
+        "reference/examples": "",
+        "api/pipeline": "Public names",
+        "api/losses": "",
+        "api/metrics": "",
+        "api/inferer": "",
+        "api/networks": "",
+        "api/postprocess": "",
+        "api/records": "",
+    },
 }
 
 myst_heading_anchors = 4
@@ -96,6 +96,9 @@ napoleon_custom_sections = ["Source"]
 python_maximum_signature_line_length = 88
 add_module_names = False
 
+highlight_language = "none"  # of blocks that name none
+smartquotes = False  # options begin with two dashes
+
 html_theme = "furo"
 html_title = "imaging-pipeline"
 html_static_path = ["_static"]
@@ -109,7 +112,7 @@ def toctrees() -> str:
     """The sidebar as Markdown for Sphinx."""
     parts = []
     for caption, pages in SIDEBAR.items():
-        lines = "\n".join(pages)
+        lines = "\n".join(f"{title} <{page}>" if title else page for page, title in pages.items())
         parts.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```")
     return "\n\n" + "\n\n".join(parts) + "\n"
 
@@ -122,14 +125,18 @@ def _prepare(app: Any, name: str, source: list[str]) -> None:
     source[0] = re.sub(rf"\]\(({re.escape(up)}[\w/.]+\.md)\)", r"](path:\1)", source[0])
 
 
-def _without_glossary(
-    app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]
-) -> None:
-    """The glossary of the records stands in architecture.md, as tables."""
+def _as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings before napoleon reads them.
+
+    The glossary of the records stands in architecture.md, as tables. What stands before a colon in
+    the text of an attribute is no type.
+    """
     if name == "pipeline.records" and "Data:" in lines:
         del lines[lines.index("Data:") :]
+    if what in ("attribute", "data", "property") and lines:
+        lines.insert(0, "")
 
 
 def setup(app: Any) -> None:
     app.connect("source-read", _prepare)
-    app.connect("autodoc-process-docstring", _without_glossary)
+    app.connect("autodoc-process-docstring", _as_written, priority=400)

@@ -634,14 +634,22 @@ def configs_page() -> str:
 def examples_page() -> str:
     """The first sentence of every example."""
     rows = []
-    for path in sorted((ROOT / "examples").glob("*.py")):
+    home = ROOT / "examples"
+    for path in [*sorted(home.glob("*.py")), *sorted(home.glob("plugins/*.py"))]:
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        link = f"[`examples/{path.name}`](../../examples/{path.name})"
-        rows.append((link, inline(doc.split("\n\n")[0])))
-    for path in sorted((ROOT / "examples").glob("*.ipynb")):
-        rows.append((f"[`examples/{path.name}`](../../examples/{path.name})", "notebook"))
+        rows.append((_link(path), inline(doc.split("\n\n")[0])))
+    for path in sorted(home.glob("*.ipynb")):
+        rows.append((_link(path), "a notebook, executed, with pictures"))
     found = table(("file", ""), rows) if rows else "There are none yet."
-    return f"# Examples\n\nComplete files that the tests run.\n\n{found}\n"
+    return (
+        "# Examples\n\nComplete files that the tests run; each script makes small data of its own"
+        f" unless it is given a folder.\n\n{found}\n"
+    )
+
+
+def _link(path: Path) -> str:
+    name = path.relative_to(ROOT).as_posix()
+    return f"[`{name}`](../../{name})"
 
 
 # --- all ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ is what the schema takes, and the generated pages are current.
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import importlib
 import importlib.util
@@ -193,9 +194,11 @@ def parse_fault(parser: argparse.ArgumentParser, words: list[str]) -> str:
 
 def config_fault(found: argparse.Namespace) -> str:
     """What is wrong with the config that a command names, with its overrides."""
-    config = getattr(found, "config", None)
+    config = str(getattr(found, "config", None))
+    named = f"configs/{config}.yaml"  # one that comes with the package, by its name
+    config = named if (ROOT / named).is_file() else config
     try:
-        if config is not None and str(config).startswith("configs/"):
+        if config.startswith("configs/"):
             load(ROOT / config, getattr(found, "set", ()))
         else:
             data = dict(MINIMAL)
@@ -330,7 +333,7 @@ def entry_faults(data: Any) -> Iterator[str]:
 
 
 def entry_fault(table: Registry[Any], entry: Any) -> Iterator[str]:
-    named = {"name": entry} if isinstance(entry, str) else entry
+    named: dict[str, Any] = {"name": entry} if isinstance(entry, str) else entry
     name, options = table.resolve(named["name"], named.get("options", {}))
     if name not in table:
         yield f"no {table.kind} {name}"
@@ -437,7 +440,7 @@ NO_TEXT = ("train.stop", "train.validate")
 def test_the_sidebar_has_every_page_once() -> None:
     named = re.search(r"^SIDEBAR = (\{.*?^\})", text_of(DOCS / "conf.py"), re.MULTILINE | re.DOTALL)
     assert named is not None
-    listed = [page for pages in eval(named[1]).values() for page in pages]
+    listed = [page for pages in ast.literal_eval(named[1]).values() for page in pages]
     there = {
         str(p.relative_to(DOCS).with_suffix(""))
         for p in DOCS.rglob("*")
@@ -457,7 +460,9 @@ ROLE = re.compile(r":(?:py:)?(?:mod|func|class|data|meth|attr|exc):`~?([\w.]+)`"
 
 
 def resolves(name: str, inside: ModuleType) -> bool:
-    """Whether a name of a docstring is one of this module or package."""
+    """Whether a name of a docstring is one of its module, a public one, or a whole path."""
+    if name in pipeline.__all__:
+        return True
     parts = name.split(".")
     for home in (inside, *(vars(inside).values())):
         if (isinstance(home, ModuleType) and home is inside) or inspect.isclass(home):
