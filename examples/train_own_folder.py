@@ -31,7 +31,7 @@ def main() -> None:
     folder = args.data or write_folder(args.out / "data")
 
     # Look at every file, decide, and measure a training step on this machine. The plan is a config
-    # with a reason beside each value; edit it and run this script again.
+    # with a reason beside each value; a plan that is there already is taken as it is.
     plan_file = args.out / "plan.yaml"
     if not plan_file.is_file():
         pl.write_plan(pl.plan_dataset(folder, minutes=args.minutes, name="example"), plan_file)
