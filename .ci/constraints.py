@@ -18,10 +18,10 @@ LEFT_OUT = {"imaging-pipeline", "pip", "setuptools", "wheel"}
 """This package and the tools that install it."""
 
 HEAD = """\
-# Versions that are tested together; make install installs no others (pip install -c constraints.txt).
-# Made on {date} by make constraints, with Python {python} on {system}: what a new environment with the
-# extras dev and docs gets. Python 3.12 and 3.13 get the same versions: pip resolves them there, too;
-# a package that only some Python needs is left alone by the others. CUDA's packages follow torch.
+# Versions that are tested together; make install installs no others (pip install -c).
+# Made on {date} by make constraints, with Python {python} on {system}: what a new
+# environment with the extras dev and docs gets. Python 3.12 and 3.13 take the same versions; what
+# only some of them need is left alone by the others. CUDA's packages follow torch.
 """
 
 

@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="height and width, or the edge, of a random part; default: all of it",
     )
-    p.add_argument("--frames", type=int, default=31, help="blur: number of frames that are averaged")
+    p.add_argument("--frames", type=int, default=31, help="blur: number of averaged frames")
     p.add_argument(
         "--length",
         type=float,

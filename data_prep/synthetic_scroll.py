@@ -527,7 +527,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, default=64, help="edge of the cubic volumes, voxels")
     p.add_argument("--train", type=int, default=15, help="number of training volumes")
     p.add_argument("--test", type=int, default=3, help="number of test volumes")
-    p.add_argument("--scrolls", type=int, default=3, help="number of scrolls, the groups of the volumes")
+    p.add_argument("--scrolls", type=int, default=3, help="scrolls, the groups of volumes")
     p.add_argument("--seed", type=int, default=42, help="the same seed gives the same bytes")
     return p
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pipeline.workflows.train import train_folds as train_folds
     from pipeline.workflows.tune import tune_postprocessing as tune_postprocessing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "AugmentationEntry": "data.augment",

@@ -1,4 +1,4 @@
-"""Configs that come with the package are found by name from any folder; a file of the user's wins."""
+"""Configs of the package are found by name from any folder; a file of the user's wins."""
 
 from __future__ import annotations
 
