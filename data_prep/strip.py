@@ -1,10 +1,12 @@
 """Draw held-out cases of a run as one picture, to put beside its numbers.
 
     python data_prep/strip.py RUN --cases 2 --out strip.png
+    python data_prep/strip.py ANSWERS --inputs SRC --targets DST --ids a b --out strip.png
 
 Of labels image, truth, prediction and errors; of images input, target, output, error, and masks
 where there are any. Cases are taken at even quantiles of the score: typical ones, neither the best
-nor the worst. --ids names others.
+nor the worst. --ids names others. With --inputs and --targets, the answers of pipeline.predict to
+images that no fold has seen.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that pipeline.train wrote")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="folder that pipeline.train wrote"
+        ", or answers of pipeline.predict to images of --inputs",
+    )
+    parser.add_argument("--inputs", type=Path, metavar="DIR", help="folder of the images")
+    parser.add_argument("--targets", type=Path, metavar="DIR", help="what they should become")
     parser.add_argument("--cases", type=int, default=2, metavar="N", help="how many; default: 2")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="these cases instead")
     parser.add_argument(
@@ -34,12 +44,20 @@ def main() -> int:
     given = parser.parse_args()
     if given.cases < 1:
         parser.error(f"--cases is {given.cases}, must be at least 1")
+    unseen = given.inputs is not None
+    if unseen != (given.targets is not None) or (unseen and not given.ids):
+        parser.error("--inputs, --targets and --ids are given together, for a folder of answers")
 
-    from pipeline.reporting.figures import strip_picture
+    from pipeline.reporting.figures import pairs_picture, strip_picture
     from pipeline.runs import RunFolder
 
     try:
-        out = strip_picture(RunFolder(given.run), given.out, given.ids or given.cases, given.crop)
+        if unseen:
+            folders = (given.inputs, given.targets, given.run)
+            out = pairs_picture(*folders, given.ids, given.out, given.crop)
+        else:
+            wanted = given.ids or given.cases
+            out = strip_picture(RunFolder(given.run), given.out, wanted, given.crop)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG

@@ -119,6 +119,21 @@ def test_a_strip_of_images_shows_where_they_differ(tmp_path: Path) -> None:
     assert target.shape == (3, 900, 900)
 
 
+def test_answers_to_images_that_no_fold_has_seen(tmp_path: Path) -> None:
+    pictures = {"src": 100, "dst": 200, "answers": 200, "answers/masks": 255}
+    for folder, value in pictures.items():
+        (tmp_path / folder).mkdir()
+        shape = (40, 40) if "masks" in folder else (40, 40, 3)
+        Image.fromarray(np.full(shape, value, np.uint8)).save(tmp_path / folder / "a.png")
+    where = tmp_path / "src", tmp_path / "dst", tmp_path / "answers"
+    seen = pixels(figures.pairs_picture(*where, ["a"], tmp_path / "s.png"))
+    side = (1200 - 2 * figures.EDGE - 4 * figures.GAP) // 5
+    middle = seen[seen.shape[0] * 2 // 3, figures.EDGE + side // 2 :: side + figures.GAP]
+    assert middle[:5, 0].tolist() == [100, 200, 200, 0, 255]
+    with pytest.raises(UserError, match="has no image called 'b'"):
+        figures.pairs_picture(*where, ["b"], tmp_path / "s.png")
+
+
 def test_windows_hold_the_most() -> None:
     interest = np.zeros((100, 80))
     interest[70:80, 50:60] = 1

@@ -20,8 +20,8 @@ from pipeline.reporting.pictures import (
     case_arrays,
     full_scale,
     image_panels,
-    label_panels,
     legend_parts,
+    panels,
     rank,
     slices,
 )
@@ -63,16 +63,16 @@ def summary_picture(run: RunFolder, out: Path, case: str | None = None) -> Path:
     found = load(run.path)
     name = case or _typical(found, 1)[0]
     shown = _arrays(found, name)
-    panels = _panels(found, shown[0])
+    shown_panels = panels(found, shown[0])
     side = (WIDTH - 2 * EDGE - 3 * GAP) // 4
-    tall = max(_size(picture, side)[1] for _, picture in panels)
+    tall = max(_size(picture, side)[1] for _, picture in shown_panels)
     top = EDGE + LARGE + 26
     legend_at = top + MIDDLE + 12 + tall + 44
     chart_at = legend_at + 36
     canvas = Canvas(WIDTH, chart_at + CHART + EDGE)
     head = f"{found.summary.get('name', run.path.name)}: {_caption(found, name)}"
     canvas.text((EDGE, EDGE + LARGE - 6), shortened(head, LARGE, WIDTH - 2 * EDGE), LARGE)
-    _row(canvas, panels, top, side, titles=True)
+    _row(canvas, shown_panels, top, side, titles=True)
     _legend(canvas, found, legend_at)
     room = (WIDTH - 2 * EDGE - GAP) / 2
     for n, (title, lines) in enumerate(_curves(found)):
@@ -90,12 +90,6 @@ def _arrays(run: Run, name: str) -> list[Shown]:
     except KeyError as error:
         raise UserError(f"{run.folder.path}: no entry {error} in cases.json") from None
     return slices(arrays, option(run, "data", "ignore_label"), grid)
-
-
-def _panels(run: Run, shown: Shown) -> Panels:
-    """The four panels of a slice."""
-    make = image_panels if run.summary.get("task") == "image" else label_panels
-    return make(run, *shown.planes, pixel=shown.pixel)
 
 
 def _typical(run: Run, count: int) -> list[str]:
@@ -271,22 +265,71 @@ def strip_picture(
     if crop is not None and crop < 0:
         raise UserError(f"--crop {crop} must be 0 (all of the picture) or a number of pixels.")
     rows = [_strip_panels(found, name, crop) for name in names]
+    captions = [_caption(found, name) for name in names]
+    legend = found if found.summary.get("task") != "image" else None
+    return _draw_strips(rows, captions, out, legend)
+
+
+def pairs_picture(
+    inputs: Path,
+    targets: Path,
+    answers: Path,
+    names: Sequence[str],
+    out: Path,
+    crop: int | None = None,
+) -> Path:
+    """Draw answers to images that no fold has seen, one below the other.
+
+    Args:
+        inputs: folder of the images, ``ID.*``.
+        targets: folder of what they should become, equal names.
+        answers: what ``pipeline.predict`` wrote, with ``masks/`` where the network has a mask.
+        names: ids of the images.
+        out: PNG file to write, 1200 pixels wide.
+        crop: see :func:`strip_picture`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: where a folder has no such image.
+    """
+    rows = []
+    for name in names:
+        image, truth, answer = (
+            files.read(_of(folder, name), 2)[0] for folder in (inputs, targets, answers)
+        )
+        rows.append(_image_row(image, truth, answer, crop, _answer_masks(answers, name)))
+    return _draw_strips(rows, list(names), out)
+
+
+def _of(folder: Path, name: str) -> Path:
+    """The file of an image in a folder."""
+    found = sorted(path for path in folder.glob("*") if path.stem == name and path.is_file())
+    if not found:
+        raise UserError(f"{folder} has no image called {name!r}.")
+    return found[0]
+
+
+def _draw_strips(
+    rows: Sequence[Panels], captions: Sequence[str], out: Path, legend: Run | None = None
+) -> Path:
+    """Draw rows of panels with a caption each, and the legend of a run's classes."""
     columns = max(map(len, rows))
     side = (WIDTH - 2 * EDGE - (columns - 1) * GAP) // columns
     heights = [max(_size(p, side)[1] for _, p in row) for row in rows]
     above = SMALL + 22
-    legend = found.summary.get("task") != "image"
-    height = EDGE + MIDDLE + sum(heights) + len(rows) * (above + 12) + legend * 56 + EDGE // 2
+    under = 56 if legend is not None else 0
+    height = EDGE + MIDDLE + sum(heights) + len(rows) * (above + 12) + under + EDGE // 2
     canvas, top = Canvas(WIDTH, height), float(EDGE + MIDDLE - 12)
     for n, title in enumerate(max(rows, key=len)):
         x = EDGE + n * (side + GAP)
         canvas.text((x, EDGE + MIDDLE - 12), shortened(title[0], MIDDLE, side), MIDDLE, SOFT)
-    for name, row in zip(names, rows, strict=True):
-        caption = shortened(_caption(found, name), SMALL, WIDTH - 2 * EDGE)
-        canvas.text((EDGE, top + above - 8), caption, SMALL)
+    for caption, row in zip(captions, rows, strict=True):
+        canvas.text((EDGE, top + above - 8), shortened(caption, SMALL, WIDTH - 2 * EDGE), SMALL)
         top = _row(canvas, row, top + above, side, titles=False)
-    if legend:
-        _legend(canvas, found, top + 48)
+    if legend is not None:
+        _legend(canvas, legend, top + 48)
     return canvas.save(out)
 
 
@@ -298,17 +341,28 @@ def _strip_panels(run: Run, name: str, crop: int | None) -> Panels:
     """The panels of one case."""
     shown = _arrays(run, name)[0]
     image, truth, answer = shown.planes
-    images = run.summary.get("task") == "image"
-    side = crop if crop is not None else WINDOW * (images and max(image.shape[1:]) > 2 * WINDOW)
-    interest = _difference(image, truth) if images else (truth[0] != 0).astype(float)
-    part = window(interest, side)
+    if run.summary.get("task") == "image":
+        return _image_row(image, truth, answer, crop, _masks(run, name), shown.pixel)
+    part = window((truth[0] != 0).astype(float), crop or 0)
     cut = Shown(title="", planes=(image[part], truth[part], answer[part]), pixel=shown.pixel)
-    panels = _panels(run, cut)
-    if not images:
-        return panels
+    return panels(run, cut)
+
+
+def _image_row(
+    image: np.ndarray,
+    truth: np.ndarray,
+    answer: np.ndarray,
+    crop: int | None,
+    masks: Sequence[tuple[str, Path]],
+    pixel: tuple[float, float] = (1.0, 1.0),
+) -> Panels:
+    """Input, target, output, error and masks, where input and target differ most."""
+    large = max(image.shape[1:]) > 2 * WINDOW
+    part = window(_difference(image, truth), crop if crop is not None else WINDOW * large)
     titles = ("input", "target", "output", "error")
-    found = [(title, p) for title, (_, p) in zip(titles, panels, strict=True)]
-    return found + [(t, _mask(path, part)) for t, path in _masks(run, name)]
+    drawn = image_panels(image[part], truth[part], answer[part], pixel)
+    shown = [(title, picture) for title, (_, picture) in zip(titles, drawn, strict=True)]
+    return shown + [(title, _mask(path, part)) for title, path in masks]
 
 
 def _difference(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -352,8 +406,13 @@ def _masks(run: Run, name: str) -> list[tuple[str, Path]]:
     target = run.cases[name].get("targets", {}).get("mask")
     if target is not None and Path(target).exists():
         found.append(("mask", Path(target)))
-    own = [fold.answers / "masks" / f"{name}{kind}" for kind in (".png", ".tif")]
-    return found + [("predicted mask", path) for path in own if path.is_file()][:1]
+    return found + _answer_masks(fold.answers, name)
+
+
+def _answer_masks(answers: Path, name: str) -> list[tuple[str, Path]]:
+    """The predicted mask of an image, where the network has one."""
+    own = [answers / "masks" / f"{name}{kind}" for kind in (".png", ".tif")]
+    return [("predicted mask", path) for path in own if path.is_file()][:1]
 
 
 def _mask(path: Path, part: tuple[Any, ...]) -> np.ndarray:

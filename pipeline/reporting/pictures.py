@@ -221,12 +221,26 @@ def _card(run: Run, label: str, name: str) -> str:
         reason = f"no entry {error} in cases.json" if isinstance(error, KeyError) else str(error)
         run.gaps.append(f"no pictures of case {name}: {reason}")
         return f'<article>{head}<p class="none">No pictures: {escape(reason)}</p></article>'
-    panels = image_panels if run.summary.get("task") == "image" else label_panels
     rows = [
-        strip(shown.title, panels(run, *shown.planes, pixel=shown.pixel))
+        strip(shown.title, panels(run, shown))
         for shown in slices(arrays, option(run, "data", "ignore_label"), grid)
     ]
     return f"<article>{head}{''.join(rows)}</article>"
+
+
+def panels(run: Run, shown: Shown) -> list[tuple[str, np.ndarray]]:
+    """Pictures of a slice: of labels or of images, as the run has them.
+
+    Args:
+        run: the run.
+        shown: a slice of a case.
+
+    Returns:
+        Titles and pictures ``(Y, X, 3)``, see :func:`label_panels` and :func:`image_panels`.
+    """
+    if run.summary.get("task") == "image":
+        return image_panels(*shown.planes, pixel=shown.pixel)
+    return label_panels(run, *shown.planes, pixel=shown.pixel)
 
 
 def _by_class(run: Run, case: Mapping[str, Any]) -> str:
@@ -399,7 +413,6 @@ def label_panels(
 
 
 def image_panels(
-    run: Run,
     image: np.ndarray,
     truth: np.ndarray,
     prediction: np.ndarray,
@@ -408,7 +421,6 @@ def image_panels(
     """Pictures of an image and its target.
 
     Args:
-        run: not used.
         image: ``(C, Y, X)``.
         truth: target ``(C, Y, X)``.
         prediction: prediction ``(C, Y, X)``.
