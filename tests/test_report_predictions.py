@@ -143,7 +143,7 @@ def test_inputs_of_an_ensemble_are_found_in_its_members(folder: Path, tmp_path: 
     text = reporting.build_predictions(fused)
     check(text)
     assert "shown on black" not in text
-    assert "1 members, fusion mean" in text
+    assert "1 member, fusion mean" in text
     assert "class 3" in text
 
 

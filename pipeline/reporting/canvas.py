@@ -16,7 +16,7 @@ from pipeline.colours import Colour
 PAPER, INK, SOFT, LINE = (255, 255, 255), (29, 33, 38), (96, 103, 111), (222, 220, 214)
 """Colours of paper, text, titles of axes, and grid lines."""
 
-FINE = 2
+FINE = 3
 """Text and lines are drawn so many times larger, and reduced: smooth edges."""
 
 HEAVY = 300_000

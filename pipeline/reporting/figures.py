@@ -37,6 +37,9 @@ LARGE, MIDDLE, SMALL = 32, 28, 24
 TRAIN, VALIDATION = (208, 87, 10), (10, 108, 159)
 """Colours of curves."""
 
+IGNORED = (140, 140, 140)
+"""Colour of the hatched part of pictures in the legend."""
+
 Panels = list[tuple[str, np.ndarray]]
 
 
@@ -136,7 +139,8 @@ def _row(canvas: Canvas, panels: Panels, top: float, side: int, titles: bool) ->
 def _legend(canvas: Canvas, run: Run, y: float) -> None:
     """Draw the colours of labels with what they mean, as many as fit into a line."""
     x = float(EDGE)
-    for text, colour in legend_parts(run):
+    ignored = option(run, "data", "ignore_label") is not None
+    for text, colour in [*legend_parts(run), *([("ignored", IGNORED)] if ignored else [])]:
         wide = 34 + text_width(text, SMALL) + 26
         if x + wide > WIDTH:
             break

@@ -66,8 +66,8 @@ def _headline(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
     members = [str(m["folder"]) for m in summary.get("members") or () if "folder" in m]
     facts = [
         f"predictions of task {summary.get('task', 'labels')}",
-        *([f"{len(models)} models"] if models else []),
-        *([f"{len(members)} members, fusion {summary.get('fusion')}"] if members else []),
+        *([f"{len(models)} model{'s' * (len(models) > 1)}"] if models else []),
+        *([f"{_members(len(members))}, fusion {summary.get('fusion')}"] if members else []),
         "no truth: nothing is scored here",
     ]
     counts = {"done": len(found.answers), "failed": len(found.failed)}
@@ -83,6 +83,10 @@ def _headline(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
         f"<p>{escape(' · '.join(facts))}</p>"
         f'<div class="tiles">{tiles}</div>{missing}</header>\n'
     )
+
+
+def _members(count: int) -> str:
+    return f"{count} member{'s' * (count > 1)}"
 
 
 def _failures(found: Predicted) -> str:
@@ -123,8 +127,8 @@ def _volumes(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
     where = "pixels" if all(a.dims == 2 for a in found.answers.values()) else "voxels"
     units = any(s.grid.spacing for s in sizes.values())
     note = f"Above: {where}; below: ml (of pictures mm²)." if units else f"{where.capitalize()}."
-    if not all(s.grid.spacing for s in sizes.values()):
-        note += " Files without a unit have no volume in ml."
+    if units and not all(s.grid.spacing for s in sizes.values()):
+        note += " Files without a unit say voxels only."
     note += " Components: connected parts of the foreground, corners touch."
     return section("Volumes", table(head, rows), note=note)
 
@@ -162,16 +166,17 @@ def _pictures(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
         return section("Pictures", note="No prediction can be shown.")
     cards = [_card(found, sizes.get(name), name) for name in names]
     left = len(found.answers) - len(names)
-    note = (
-        "Images: input and output."
-        if found.image
-        else "From the least foreground to the most. Volumes are cut along each axis, in the most"
-        " central slice that is rich in foreground, with square pixels where the file says its"
-        " voxels' size."
-    )
+    note = "Images: input and output." if found.image else "From the least foreground to the most."
+    if any(answer.dims == 3 for answer in found.answers.values()):
+        where = "in the middle" if found.image else CENTRAL
+        note += f" Volumes are cut along each axis, {where}, with square pixels where the file says"
+        note += " the size of its voxels."
     more = f" {left} more are not shown." if left else ""
     keys = "" if found.image or found.instances else _legend(found, sizes)
     return section("Pictures", keys, *cards, note=note + more)
+
+
+CENTRAL = "in the most central slice that is rich in foreground"
 
 
 def _chosen(found: Predicted, sizes: Mapping[str, Volumes]) -> list[str]:
