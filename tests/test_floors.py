@@ -13,7 +13,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pipeline"
-COMMANDS = ["plan", "train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
+COMMANDS = [
+    "plan",
+    "train",
+    "predict",
+    "ensemble",
+    "submit",
+    "evaluate",
+    "tune",
+    "report",
+    "serve",
+    "list",
+]
 FLOORS = {
     "records": 0,
     "registry": 0,
@@ -371,6 +382,7 @@ def test_command_line_is_a_contract() -> None:
             " --device"
         ),
         "tune": "--metric --space --by --out --force --workers",
+        "list": "",
     }
     for command, options in wanted.items():
         parser = importlib.import_module(f"pipeline.{command}").parser()

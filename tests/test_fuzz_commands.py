@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from small_models import model_file, noise
 
 from pipeline import ensemble, evaluate, plan, predict, report, submit, train, tune
+from pipeline import list as listing
 
 MODEL = "best_model.safetensors"
 BASES: dict[ModuleType, list[str]] = {
@@ -44,6 +45,7 @@ BASES: dict[ModuleType, list[str]] = {
     submit: ["--predictions", "answers", "--test-dir", "images", "--out", "OUT.zip"],
     report: ["run"],
     plan: ["data", "--budget", "cpu", "--minutes", "1", "--out", "OUT.yaml"],
+    listing: ["configs"],
 }
 NUMBERS = [
     "0",

@@ -17,7 +17,7 @@ from worlds import affine_of, save
 import pipeline as pl
 from pipeline import files, train
 from pipeline import plan as command
-from pipeline.config import Config, Data, Patch, load
+from pipeline.config import Config, Data, Patch, load, shipped_configs
 from pipeline.config.schema import LossTerm, NamedOptions
 from pipeline.networks import build
 from pipeline.planning import decide, plan_file, precision, stored
@@ -471,7 +471,7 @@ def test_the_competition_keeps_its_system(
     competition_folder(tmp_path / "c")
     assert run_train("--data-dir", tmp_path / "c", "--dry-run") == 0
     assert run_train("--dry-run") == 0
-    assert asked == [Path("configs/surface.yaml")] * 2
+    assert asked == [shipped_configs()["surface"]] * 2
 
 
 def test_python_keeps_the_plan_too(tmp_path: Path, unmeasured: None) -> None:

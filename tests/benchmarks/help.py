@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-COMMANDS = ("train", "predict", "ensemble", "evaluate", "tune", "submit", "report", "serve")
+from pipeline.__main__ import COMMANDS
 
 
 def median(*words: str) -> float:
@@ -25,6 +25,8 @@ def median(*words: str) -> float:
     return statistics.median(times)
 
 
+print(f"{'python -m pipeline':<20}{median('-m', 'pipeline'):.3f} s")
+print(f"{'list configs':<20}{median('-m', 'pipeline.list', 'configs'):.3f} s")
 for command in COMMANDS:
     print(f"{command + ' --help':<20}{median('-m', f'pipeline.{command}', '--help'):.3f} s")
 print(f"{'import pipeline':<20}{median('-c', 'import pipeline'):.3f} s")
