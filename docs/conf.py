@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,12 @@ html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+NOTEBOOK = HERE / "notebook.ipynb"
+if (HERE.parent / "examples" / NOTEBOOK.name).is_file():  # a page must lie in this folder
+    shutil.copyfile(HERE.parent / "examples" / NOTEBOOK.name, NOTEBOOK)
+    SIDEBAR["Python"]["notebook"] = "Notebook"
+
+
 def toctrees() -> str:
     """The sidebar as Markdown for Sphinx."""
     parts = []
@@ -118,11 +125,11 @@ def toctrees() -> str:
 
 
 def _prepare(app: Any, name: str, source: list[str]) -> None:
-    """The sidebar, and links to Markdown that is no page of the site: the file itself."""
+    """The sidebar, and links to files that could be pages and are none: the files themselves."""
     if name == "index":
         source[0] += toctrees()
     up = "../" * (name.count("/") + 1)
-    source[0] = re.sub(rf"\]\(({re.escape(up)}[\w/.]+\.md)\)", r"](path:\1)", source[0])
+    source[0] = re.sub(rf"\]\(({re.escape(up)}[\w/.]+\.(?:md|ipynb))\)", r"](path:\1)", source[0])
 
 
 def _as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

@@ -60,7 +60,11 @@ def broken(path: Path, page: Page, site: dict[Path, Page]) -> list[str]:
 
 
 def test_links_lead_somewhere(site: dict[Path, Page]) -> None:
-    faults = {p.name: found for p, page in site.items() if (found := broken(p, page, site))}
+    faults = {
+        str(p.relative_to(SITE)): found
+        for p, page in site.items()
+        if (found := broken(p, page, site))
+    }
     assert faults == {}
     index = SITE / "index.html"
     assert broken(index, Page('<a href="start.html#no"></a><a href="no.html"></a>'), site) == [
