@@ -3,7 +3,7 @@
 ::
 
     python examples/train_own_folder.py                    # makes a small data set first
-    python examples/train_own_folder.py DIR --minutes 60   # nnU-Net's folders, or images and labels
+    python examples/train_own_folder.py DIR --minutes 600  # nnU-Net's folders, or images and labels
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ SHORT = ["train.epochs=6", "data.patch.steps=10", "train.validate.every=6"]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plan, train, predict, score.")
     parser.add_argument("data", type=Path, nargs="?", help="data set folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/own_folder"), help="where results go"
-    )
-    parser.add_argument("--minutes", type=float, help="time for all five folds")
+    parser.add_argument("--out", type=Path, help="where results go: runs/NAME of the folder")
+    parser.add_argument("--minutes", type=float, default=120, help="time for all five folds")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="those to train now")
     args = parser.parse_args()
+    args.out = args.out or Path("runs") / (args.data.resolve().name if args.data else "own_folder")
     folder = args.data or write_folder(args.out / "data")
 
     # Look at every file, decide, and measure a training step on this machine. The plan is a config

@@ -435,7 +435,7 @@ def test_a_script_runs_from_an_empty_folder(script: str, tmp_path: Path) -> None
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -495,7 +495,7 @@ def test_the_notebook_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     code = (
         "import nbformat; from nbclient import NotebookClient\n"
         "book = nbformat.read('notebook.ipynb', 4)\n"
-        "NotebookClient(book, timeout=900, kernel_name='python3').execute()\n"
+        "NotebookClient(book, timeout=1800, kernel_name='python3').execute()\n"
         "nbformat.write(book, 'executed.ipynb')\n"
     )
     done = subprocess.run(
