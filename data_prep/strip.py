@@ -18,35 +18,40 @@ from pathlib import Path
 from pipeline.records import WRONG, UserError
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    made.add_argument(
         "run",
         type=Path,
         metavar="RUN",
         help="folder that pipeline.train wrote"
         ", or answers of pipeline.predict to images of --inputs",
     )
-    parser.add_argument("--inputs", type=Path, metavar="DIR", help="folder of the images")
-    parser.add_argument("--targets", type=Path, metavar="DIR", help="what they should become")
-    parser.add_argument("--cases", type=int, default=2, metavar="N", help="how many; default: 2")
-    parser.add_argument("--ids", nargs="+", metavar="ID", help="these cases instead")
-    parser.add_argument(
+    made.add_argument("--inputs", type=Path, metavar="DIR", help="folder of the images")
+    made.add_argument("--targets", type=Path, metavar="DIR", help="what they should become")
+    made.add_argument("--cases", type=int, default=2, metavar="N", help="how many; default: 2")
+    made.add_argument("--ids", nargs="+", metavar="ID", help="these cases instead")
+    made.add_argument(
         "--crop",
         type=int,
         metavar="N",
         help="show a window of N pixels where most is to see; 0: the whole picture; default: a"
         " window of large images, the whole of labels",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
-    given = parser.parse_args()
+    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
+    return made
+
+
+def main() -> int:
+    options = parser()
+    given = options.parse_args()
     if given.cases < 1:
-        parser.error(f"--cases is {given.cases}, must be at least 1")
+        options.error(f"--cases is {given.cases}, must be at least 1")
     unseen = given.inputs is not None
     if unseen != (given.targets is not None) or (unseen and not given.ids):
-        parser.error("--inputs, --targets and --ids are given together, for a folder of answers")
+        options.error("--inputs, --targets and --ids are given together, for a folder of answers")
 
     from pipeline.reporting.figures import pairs_picture, strip_picture
     from pipeline.runs import RunFolder
