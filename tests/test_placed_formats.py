@@ -238,7 +238,10 @@ def nrrd(*changes: tuple[str, str | None], pixels: bytes | None = None) -> bytes
         (mha(("CompressedData", "maybe")), "not True or False"),
         (mha(("ElementToIntensityFunctionSlope", "2")), "scaled"),
         (mha(("CompressedData", "True"), pixels=gzip.compress(bytes(23), mtime=0)), "23 of 24"),
-        (mha(("CompressedData", "True"), pixels=gzip.compress(bytes(25), mtime=0)), "more than the 24"),
+        (
+            mha(("CompressedData", "True"), pixels=gzip.compress(bytes(25), mtime=0)),
+            "more than the 24",
+        ),
         (mha(("CompressedData", "True"), pixels=gzip.compress(bytes(24), mtime=0)[:-6]), "cut off"),
         (mha(("CompressedData", "True"), ("CompressedDataSize", "99")), "compressed bytes"),
         (b"ObjectType = Image\n" + mha(), "twice"),
