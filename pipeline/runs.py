@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pipeline
 from pipeline import documents, files, plugins
 from pipeline.config import (
     Config,
@@ -87,7 +88,6 @@ MODELS = {
 """Model files of a fold by the kind of their weights."""
 
 PACKAGES = (
-    "pipeline",
     "torch",
     "monai",
     "numpy",
@@ -97,7 +97,7 @@ PACKAGES = (
     "nibabel",
     "safetensors",
 )
-"""Packages whose versions are kept with a run."""
+"""Packages whose versions are kept with a run, beside that of this one."""
 
 MOST_CHANGES = 20
 """Most changes that a message lists; the rest are counted."""
@@ -952,6 +952,9 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {
+            "pipeline": pipeline.__version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "command": sys.argv,
     }

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import competition_folder
+from conftest import TINY, competition_folder
 from documents import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -154,7 +154,7 @@ def test_constraints_are_made_of_names_and_versions() -> None:
 def test_the_lowest_versions_follow_the_bounds() -> None:
     lowest = script("lowest").lowest()
     assert lowest["numpy"] == "2.1"
-    assert lowest["simpleitk"] == "2.4"
+    assert lowest["simpleitk"] == "2.5.6"
     assert not {"ruff", "pyright", "setuptools", "sphinx"} & lowest.keys()
     for requirement in map(Requirement, FACTS["dependencies"]):
         assert requirement.specifier.contains(lowest[canonicalize_name(requirement.name)])
@@ -281,10 +281,13 @@ def test_an_installed_wheel_works_from_an_empty_folder(installed: Path, tmp_path
     words = ("train", "--config", "demo", "--data-dir", str(data), "--dry-run")
     told = run(command, *words, cwd=tmp_path)
     assert re.search(r"Config demo: \S+/site-packages/pipeline/_configs/demo\.yaml", told)
-    told = run(
-        python, "-c", "import pipeline as pl; print(pl.load_config('vessels').name)", cwd=tmp_path
-    )
-    assert told.splitlines()[-1] == "vessels"
+    code = "import pipeline as pl; print(pl.load_config('vessels').name)"
+    assert run(python, "-c", code, cwd=tmp_path).splitlines()[-1] == "vessels"
+    text = TINY.replace("epochs: 3", "epochs: 1").replace("average: {start: 1, lr: 5.0e-3}", "")
+    (tmp_path / "tiny.yaml").write_text(text)
+    words = ("train", "--config", "tiny", "--data-dir", str(data), "--fold", "0")
+    run(command, *words, "--device", "cpu", cwd=tmp_path)
+    assert (tmp_path / "runs" / "tiny" / "fold_0" / "result.json").is_file()
 
 
 @pytest.mark.slow
