@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
@@ -110,8 +108,10 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 NOTEBOOK = HERE / "notebook.ipynb"
-if (HERE.parent / "examples" / NOTEBOOK.name).is_file():  # a page must lie in this folder
-    shutil.copyfile(HERE.parent / "examples" / NOTEBOOK.name, NOTEBOOK)
+EXAMPLE = HERE.parent / "examples" / NOTEBOOK.name
+if EXAMPLE.is_file():  # a page must lie in this folder, and its links begin here
+    cells = re.sub(r"\]\((\w[\w/]*\.\w+)\)", r"](../examples/\1)", EXAMPLE.read_text("utf-8"))
+    NOTEBOOK.write_text(cells.replace("](../docs/", "]("), "utf-8")
     SIDEBAR["Python"]["notebook"] = "Notebook"
 
 
@@ -146,4 +146,5 @@ def _as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines:
 
 def setup(app: Any) -> None:
     app.connect("source-read", _prepare)
+    app.connect("env-get-outdated", lambda *_: ["index"])  # the sidebar may have changed
     app.connect("autodoc-process-docstring", _as_written, priority=400)

@@ -655,7 +655,8 @@ def _link(path: Path) -> str:
 # --- all ------------------------------------------------------------------------------------------
 
 PICTURE = (
-    "![A slice of a volume, its labels, the prediction, and where they differ](images/demo.png)"
+    "![A held-out case of the demo: image, truth, prediction and errors; below, the losses and the"
+    " validation Dice of five folds](images/demo.png)"
 )
 
 
