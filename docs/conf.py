@@ -29,7 +29,7 @@ templates_path = ["_templates"]
 # The sidebar: pages by caption, with a short title or none of its own. It stands here and not in
 # index.md, so that the front page is plain Markdown wherever it is read.
 SIDEBAR = {
-    "Begin": {"start": "First ten minutes", "results": ""},
+    "Begin": {"start": "First ten minutes", "results": "", "performance": ""},
     "Guides": {
         "guides/nnunet_user": "nnU-Net users",
         "guides/kaggle": "Kaggle: surface detection",
