@@ -20,9 +20,12 @@ from conftest import TINY, competition_folder, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import model_file, noise
+from test_plan import COST
 
 from pipeline import ensemble, evaluate, plan, predict, report, submit, train, tune
 from pipeline import list as listing
+from pipeline.planning.precision import Precision
+from pipeline.workflows import plan as plans
 
 MODEL = "best_model.safetensors"
 BASES: dict[ModuleType, list[str]] = {
@@ -138,6 +141,16 @@ def call(command: ModuleType, arguments: list[str]) -> tuple[object, str]:
         except SystemExit as end:
             code = end.code
     return code, said.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unmeasured() -> Iterator[None]:
+    """Plans say what they would after a measurement, which takes seconds."""
+    plain = Precision(amp="none", channels_last=False, seconds=1.0, plain=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans.costs, "measure", lambda *args, **more: COST)
+        patch.setattr(plans.precision, "fastest", lambda *args: plain)
+        yield
 
 
 @pytest.fixture(scope="module")
