@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
@@ -440,6 +440,7 @@ VALUES = st.one_of(st.none(), st.floats(width=32), st.floats(-10, 10))
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(VALUES, max_size=6), st.booleans())
+@example(values=[5e-324], log=True)
 def test_chart_of_whatever_a_log_holds(values: list[float | None], log: bool) -> None:
     points: Any = list(enumerate(values, 1))
     text = charts.chart("loss", {"train": points, "none": []}, log=log, mark=2)

@@ -88,7 +88,8 @@ def padded(values: Sequence[float], log: bool) -> tuple[float, float]:
     """
     low, high = min(values), max(values)
     if log:
-        return (low / 1.3, high * 1.3) if high / low > 1.01 else (low / 4, high * 4)
+        share = 1.3 if high / low > 1.01 else 4
+        return max(low / share, math.ulp(0.0)), high * share  # the least number has no quarter
     pad = 0.06 * (high - low) if high - low > 1e-9 * abs(high) else 0.5 * abs(high) or 1.0
     return low - pad, high + pad
 
