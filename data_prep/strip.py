@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--inputs", type=Path, metavar="DIR", help="folder of the images")
     made.add_argument("--targets", type=Path, metavar="DIR", help="what they should become")
-    made.add_argument("--cases", type=int, default=2, metavar="N", help="how many; default: 2")
+    made.add_argument("--cases", type=int, default=2, metavar="N", help="how many (default: 2)")
     made.add_argument("--ids", nargs="+", metavar="ID", help="these cases instead")
     made.add_argument(
         "--crop",
