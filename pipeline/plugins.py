@@ -143,6 +143,9 @@ def _read(path: Path) -> Plugin:
     if documents.PLUGIN.fullmatch(path.name) is None or not path.name.isprintable():
         raise UserError(f"--plugin {path}: a plugin is a file of Python, NAME.py.")
     try:
+        # A pipe would be waited for, and a device read without end.
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         with path.open("rb") as file:
             source = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:

@@ -661,6 +661,12 @@ def test_a_plugin_that_fails_late_leaves_nothing(tmp_path: Path) -> None:
     assert "early" not in LOSSES
 
 
+def test_a_pipe_is_no_plugin(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(pl.UserError, match="no regular file"):
+        pl.load_plugins(tmp_path / "pipe.py")
+
+
 def test_a_command_says_what_is_wrong_with_a_plugin(tmp_path: Path) -> None:
     bad = written(tmp_path / "bad.py", "1 / 0\n")
     words = ["evaluate", "--predictions", tmp_path, "--labels", tmp_path, "--plugin"]

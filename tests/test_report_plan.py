@@ -118,7 +118,7 @@ def test_values_and_reasons_survive_whatever_they_are(rows: list[tuple[object, s
         assert found[setting.key].reason == setting.reason
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "- 1\n- 2\n", "text", "# only a comment\n"])
+@pytest.mark.parametrize("text", ["", "a: [", "- 1\n- 2\n", "text", "# only\n", "a: &a\n  b: *a\n"])
 def test_what_is_no_plan_has_no_decisions(text: str) -> None:
     assert annotated.decisions(text) == []
 
@@ -145,6 +145,15 @@ def test_values_that_were_changed_are_marked(planned: Path) -> None:
     assert "5<br>trained with 2" in row
     assert "1 changed before training" in text
     assert text.count('class="badge stopped"') == 1
+
+
+def test_an_edited_plan_says_so(planned: Path) -> None:
+    files.write_text(planned / "plan.yaml", plan_file.text(SETTINGS, HEADER))
+    assert "edited by hand" not in section(planned, "Plan")
+    files.write_text(
+        planned / "plan.yaml", plan_file.text(SETTINGS, HEADER).replace("dims: 3", "dims: 2")
+    )
+    assert "edited by hand" in section(planned, "Plan")
 
 
 def test_expected_time_stands_beside_the_actual_one(planned: Path) -> None:

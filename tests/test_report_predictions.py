@@ -245,6 +245,37 @@ def test_many_predictions_are_shown_from_the_least_to_the_most(tmp_path: Path) -
     assert "18 more are not shown" in text
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
+def test_what_is_no_label_is_said(folder: Path, value: float) -> None:
+    array = labels().astype(np.float32)
+    array[0, 0, 0] = value
+    nifti(folder / "a.nii.gz", array)
+    text = reporting.build_predictions(folder)
+    check(text)
+    assert any(f"holds {value}, which is no label" in gap for gap in gaps(text))
+
+
+def test_the_largest_of_many_classes_are_listed(tmp_path: Path) -> None:
+    array = np.repeat(np.arange(4000, dtype=np.uint16), np.arange(4000) // 100 + 1)
+    array = np.resize(array, (40, 40, len(array) // 1600))
+    files.write(tmp_path / "a.tif", array)
+    row = {"id": "a", "status": "done", "shape": list(array.shape)}
+    summary(tmp_path, [row], classes=10**8, class_names=None)
+    text = reporting.build_predictions(tmp_path)
+    check(text)
+    assert "The largest 32 of" in text
+    assert len(text) < 10**6
+
+
+def test_summaries_of_other_hands_are_read_as_far_as_they_go(folder: Path) -> None:
+    document = files.read_json(folder / "summary.json")
+    document["files"][0]["file"] = "x" * 5000
+    files.write_json(folder / "summary.json", {**document, "models": 5, "members": [1, {"a": 2}]})
+    text = reporting.build_predictions(folder)
+    check(text)
+    assert "shown on black" in text
+
+
 def test_damaged_files_leave_a_sound_page(folder: Path) -> None:
     (folder / "a.nii.gz").write_bytes(b"nothing")
     text = reporting.build_predictions(folder)

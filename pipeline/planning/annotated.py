@@ -68,12 +68,12 @@ def decisions(text: str) -> list[Decision]:
     import yaml
 
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        leaves = list(_leaves(yaml.compose(text, Loader=yaml.SafeLoader), ""))
+    except (yaml.YAMLError, ValueError, RecursionError):  # an alias may hold itself
         return []
     lines = text.splitlines()
     found, begun = [], len(header(text)) + text.startswith(MARK)
-    for key, node, first in _leaves(root, ""):
+    for key, node, first in leaves:
         above = _comment_above(lines, first, begun)
         proposals = [PROPOSAL.fullmatch(line) for line in above]
         section = key.rpartition(".")[0]

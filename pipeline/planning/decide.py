@@ -255,6 +255,6 @@ def _header(plan: DatasetPlan, date: str) -> Iterator[str]:
     memory = f" for {request.gigabytes:g} GB" if request.gigabytes else ""
     minutes = f", {request.minutes:g} minutes" if request.minutes else ""
     yield f"{date}: {len(facts.cases)} cases of {facts.root}, {rules}{memory}{minutes}."
-    yield "Change what you like: the manual of every key is pipeline/config/schema.py."
+    yield "Change what you like: docs/reference/config.md is the manual of every key."
     yield from (line.strip() for line in costs(plan))
     yield from (f"Note: {text}" for text in plan.remarks)

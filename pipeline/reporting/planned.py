@@ -41,6 +41,7 @@ class Planned:
         sheets: title, titles of columns and rows of tables of the data's fingerprint.
         text: the file.
         gaps: what could not be read, in words.
+        edited: whether somebody changed the file after it was written.
     """
 
     header: Sequence[str]
@@ -48,6 +49,7 @@ class Planned:
     sheets: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]]
     text: str
     gaps: Sequence[str] = ()
+    edited: bool = False
 
 
 def planned(run: Run, plan: Planned | None) -> str:
@@ -102,6 +104,8 @@ def _decisions(run: Run, plan: Planned) -> str:
     )
     file = f"<details><summary>plan.yaml</summary><pre>{escape(plan.text)}</pre></details>"
     note = plan.header[0] if plan.header else ""
+    if plan.edited:
+        note += " The file was edited by hand: a reason may be that of another value."
     return section("Plan", _cost(run, plan, changed), decided, file, note=note)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +26,9 @@ MOST = 12
 
 LISTED = 500
 """Predictions whose volumes are listed."""
+
+COLUMNS = 32
+"""Classes whose volumes are listed; of more, the largest."""
 
 WORDS = {"done": "predicted", "failed": "failed", "empty": "without foreground"}
 
@@ -62,8 +68,7 @@ def _sizes(found: Predicted) -> Iterator[tuple[str, Volumes]]:
 def _headline(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
     """Name of the folder, a tile for each count, and what is missing."""
     summary = found.summary
-    models = [str(m) for m in summary.get("models") or ()]
-    members = [str(m["folder"]) for m in summary.get("members") or () if "folder" in m]
+    models, members = _listed(summary, "models"), _listed(summary, "members")
     facts = [
         f"predictions of task {summary.get('task', 'labels')}",
         *([f"{len(models)} model{'s' * (len(models) > 1)}"] if models else []),
@@ -85,6 +90,12 @@ def _headline(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
     )
 
 
+def _listed(summary: Mapping[str, Any], key: str) -> Sequence[object]:
+    """A list of a summary; empty where it holds something else."""
+    found = summary.get(key)
+    return found if isinstance(found, list) else ()
+
+
 def _members(count: int) -> str:
     return f"{count} member{'s' * (count > 1)}"
 
@@ -101,11 +112,19 @@ def _failures(found: Predicted) -> str:
 
 
 def _names(found: Predicted, sizes: Mapping[str, Volumes]) -> dict[int, str]:
-    """Names of the label values that are classes, with those that nobody announced."""
+    """Names of the label values that are classes, with those that nobody announced.
+
+    At most COLUMNS of them, the largest ones.
+    """
     if found.instances:
         return {}
-    seen = sorted({v for s in sizes.values() for v in s.voxels})
-    return {**found.classes, **{v: found.classes.get(v, f"class {v}") for v in seen}}
+    voxels: Counter[int] = Counter()
+    for one in sizes.values():
+        voxels.update(one.voxels)
+    values = sorted({*found.classes, *voxels})
+    if len(values) > COLUMNS:
+        values = sorted(v for v, _ in voxels.most_common(COLUMNS))
+    return {v: found.classes.get(v, f"class {v}") for v in values}
 
 
 def _volumes(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
@@ -129,6 +148,9 @@ def _volumes(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
     note = f"Above: {where}; below: ml (of pictures mm²)." if units else f"{where.capitalize()}."
     if units and not all(s.grid.spacing for s in sizes.values()):
         note += " Files without a unit say voxels only."
+    seen = {v for s in sizes.values() for v in s.voxels}
+    if names and len(seen) > len(names):
+        note += f" The largest {len(names)} of {len(seen):,} classes."
     note += " Components: connected parts of the foreground, corners touch."
     return section("Volumes", table(head, rows), note=note)
 
@@ -221,7 +243,7 @@ def _input(answer: Answer) -> tuple[Path | None, str]:
     if given is None:
         return None, "input not named: shown on black"
     path = files.split_selection(given)[0]
-    if not path.exists():
+    if not os.path.exists(path):  # a name that no file can have counts as gone
         return None, f"input {given} is no longer there: shown on black"
     try:
         require_readable(given, answer.dims)

@@ -28,6 +28,9 @@ MOST_VOXELS = 2**32
 COUNTED = 2**24
 """Voxels of the largest prediction whose components are counted class by class."""
 
+MOST_CLASSES = 256
+"""Label values that get a name although they do not occur."""
+
 MEMBERS = 4
 """Levels of ensembles of ensembles that are searched for inputs."""
 
@@ -124,7 +127,7 @@ class Predicted:
         names = from_json(self.summary.get("class_names"))
         count = self.summary.get("classes") or 0
         ignored = self.summary.get("ignore_label")
-        values = sorted({*names, *range(1, count)} - {ignored})
+        values = sorted({*names, *range(1, min(count, MOST_CLASSES))} - {ignored})
         if self.instances:
             return {}
         only = "foreground" if values == [1] else ""
@@ -256,18 +259,21 @@ def measure(answer: Answer, ignore: int | None) -> Volumes:
     require_readable(answer.path, answer.dims)
     if answer.dims == 2:
         labels, geometry = files.read(answer.path, 2, labels=True)
-        return _sizes(labels[:, None], grid_of(geometry, 2), ignore)
+        return _sizes(labels[:, None], grid_of(geometry, 2), ignore, answer.path)
     with files.view(answer.path, 3) as (labels, geometry):
-        return _sizes(labels, grid_of(geometry, 3), ignore)
+        return _sizes(labels, grid_of(geometry, 3), ignore, answer.path)
 
 
-def _sizes(labels: LazyArray, grid: Grid, ignore: int | None) -> Volumes:
+def _sizes(labels: LazyArray, grid: Grid, ignore: int | None, path: Path) -> Volumes:
     """Sizes of labels ``(1, *S)`` with three space axes, in one pass."""
     voxels: dict[int, int] = {}
     along = [np.zeros(n, np.int64) for n in labels.shape[1:]]
     for first, end in slabs(labels):
         part = np.asarray(labels[0, first:end])
         values, numbers = np.unique(part, return_counts=True)
+        wrong = values[~(np.isfinite(values) & (values == np.floor(values)))]
+        if wrong.size:
+            raise FileError(path, f"holds {wrong[0]}, which is no label: labels are whole numbers")
         for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
             if value and value != ignore:
                 voxels[int(value)] = voxels.get(int(value), 0) + number

@@ -11,7 +11,7 @@ from pipeline import files, reporting
 from pipeline.config import ConfigError, parse_yaml
 from pipeline.files import FileError, lock
 from pipeline.inference import outputs
-from pipeline.planning import annotated, sheets, stored
+from pipeline.planning import annotated, plan_file, sheets, stored
 from pipeline.records import UserError
 from pipeline.reporting.planned import Planned, PlanRow
 from pipeline.runs import RunFolder
@@ -86,7 +86,12 @@ def plan_of(run: RunFolder) -> Planned | None:
     except FileError as error:
         gaps.append(f"fingerprint.json: {error.problem}")
     return Planned(
-        header=annotated.header(text), rows=rows, sheets=facts, text=text, gaps=tuple(gaps)
+        header=annotated.header(text),
+        rows=rows,
+        sheets=facts,
+        text=text,
+        gaps=tuple(gaps),
+        edited=not files.is_unchanged(plan_file.MARK, text),
     )
 
 
