@@ -36,6 +36,10 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", help="nnU-Net folder of NIfTI files")
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error(f"--epochs is {args.epochs}, must be at least 1")
+    if args.data is not None and not (args.data / "dataset.json").is_file():
+        parser.error(f"{args.data} has no dataset.json, as nnU-Net's folders have")
     folder = args.data or write_folder(Path("runs/monai_loop/data"))
     set_determinism(0)
 

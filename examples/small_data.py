@@ -75,4 +75,4 @@ def write_folder(folder: Path, train: int = 6, test: int = 2) -> Path:
 
 
 if __name__ == "__main__":
-    print(write_folder(Path(sys.argv[1])))
+    print(write_folder(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/small_data")))

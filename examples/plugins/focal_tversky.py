@@ -28,7 +28,7 @@ def focal_tversky(
         alpha: weight of false positives.
         beta: weight of false negatives: raise it for recall.
         gamma: above 0; 1 is the loss ``tversky``.
-        smooth: added to numerator and denominator.
+        smooth: above 0; added to numerator and denominator, which may both be empty.
 
     Returns:
         ``loss(head, target, valid)``: logits ``(B, K, *S)``, class numbers ``(B, 1, *S)``, and 1
@@ -36,8 +36,9 @@ def focal_tversky(
 
     Source: Abraham & Khan, ISBI 2019.
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma is {gamma}, must be above 0.")
+    for name, value in (("gamma", gamma), ("smooth", smooth)):
+        if not value > 0:
+            raise ValueError(f"{name} is {value}, must be above 0.")
 
     def loss(head: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         head = head.float()  # half precision cannot hold sums over a patch
