@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pipeline.reporting.page import Safe, escape
 from pipeline.reporting.style import BREAKS
 
+BREAKABLE = re.compile(r"([_./])(?=\D)")
+"""Where a name may break: not inside a number."""
+
 
 def heading(text: object) -> Safe:
     """The title of a column: it may break after ``_`` and ``.``, and its unit stands below it.
@@ -27,7 +30,7 @@ def heading(text: object) -> Safe:
     if isinstance(text, Safe):
         return text
     name, _, unit = str(text).partition(" [")
-    broken = re.sub(r"([_./])(?=.)", r"\1<wbr>", escape(name))
+    broken = BREAKABLE.sub(r"\1<wbr>", escape(name))
     return Safe(broken + (f"<small>{escape(unit.removesuffix(']'))}</small>" if unit else ""))
 
 
@@ -126,9 +129,9 @@ def _letters(cell: object) -> float:
 
 def _attributes(kind: str, title: str = "") -> str:
     """Class and title of a cell."""
-    return (f' class="{kind}"' if kind else "") + (
-        f' data-title="{html.escape(title)}"' if title else ""
-    )
+    # An attribute holds no <wbr>: a space without width says where the title may break.
+    breaking = html.escape(BREAKABLE.sub("\\1\u200b", title))
+    return (f' class="{kind}"' if kind else "") + (f' data-title="{breaking}"' if title else "")
 
 
 def _stacks(columns: Sequence[_Column]) -> str:
