@@ -43,6 +43,21 @@ def test_each_says_in_its_first_line_what_it_is() -> None:
         assert not text.startswith("#"), path
 
 
+def test_a_path_may_leave_its_ending_out(elsewhere: Path) -> None:
+    (elsewhere / "sub").mkdir()
+    (elsewhere / "sub" / "mine.yaml").write_text("name: mine\n")
+    assert find_config("sub/mine") == Path("sub/mine.yaml")
+    (elsewhere / "vessels.yaml").symlink_to("nowhere")
+    assert find_config("vessels") == Path("vessels.yaml"), "not silently another one"
+
+
+def test_a_message_names_a_few_files(elsewhere: Path) -> None:
+    for n in range(30):
+        (elsewhere / f"{n}.yaml").touch()
+    with pytest.raises(ConfigError, match="and 20 more"):
+        find_config("none")
+
+
 @pytest.mark.parametrize("given", SPELLINGS)
 def test_a_name_is_found_from_any_folder(
     given: str, elsewhere: Path, caplog: pytest.LogCaptureFixture

@@ -24,6 +24,9 @@ HOME = "configs"
 
 SUFFIX = ".yaml"
 
+MOST = 10
+"""Files that a message names."""
+
 
 @functools.cache
 def shipped_configs() -> Mapping[str, Path]:
@@ -83,7 +86,7 @@ def find_config(given: Path | str) -> Path:
     path = Path(given)
     if _taken(path):
         return path
-    found = next((other for other in _nearby(path) if os.path.isfile(other)), None)
+    found = next((other for other in _nearby(path) if _taken(other)), None)
     if found is None and (name := _name(path)) is not None:
         found = shipped_configs().get(name)
     if found is None:
@@ -106,17 +109,17 @@ def _name(path: Path) -> str | None:
 
 def _nearby(path: Path) -> list[Path]:
     """Files of the user that a name may stand for, best first."""
-    name = _name(path)
-    if not name:
+    if not path.name:
         return []
-    yaml = path.with_name(name + SUFFIX)
-    return [yaml] if path.parent == Path(HOME) else [yaml, Path(HOME) / yaml]
+    yaml = path.with_name(path.name.removesuffix(SUFFIX) + SUFFIX)
+    return [yaml, Path(HOME) / yaml] if path.parent == Path() else [yaml]
 
 
 def _unknown(path: Path) -> str:
     """What to say of a path that is no file and no name."""
-    here = sorted(path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
-    own = f" {path.parent} holds {', '.join(map(str, here))}." if here else ""
+    here = sorted(path.parent.glob(f"*{SUFFIX}")) if os.path.isdir(path.parent) else []
+    more = f" and {len(here) - MOST} more" if len(here) > MOST else ""
+    own = f" {path.parent} holds {', '.join(map(str, here[:MOST]))}{more}." if here else ""
     known = nearest(path.name.removesuffix(SUFFIX), shipped_configs())
     return (
         f"{path}: no such config file, and none of that name comes with the package. {known}{own}"
