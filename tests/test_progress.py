@@ -126,7 +126,7 @@ def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> N
     for wanted in (
         r"Fold 0: .*\| epoch 1/3",
         r"Fold 0:  \d\d%\|█+.*\| epoch 2/3",
-        r"Fold 0:  \d\d%\|█+.*\| epoch \d/3.*, step [12]/",  # not each: the bar is drawn at intervals
+        r"Fold 0:  \d\d%\|█+.*\| epoch \d/3.*, step [12]/",  # not each is drawn
         r"Fold 0: .*, validating",
     ):
         assert any(re.match(wanted, line) for line in bars), wanted
