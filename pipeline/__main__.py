@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pipeline
-from pipeline import cli
+from pipeline import cli, invocation
 from pipeline.config import nearest
 from pipeline.records import DONE, WRONG
 
@@ -53,7 +53,7 @@ def main() -> int:
     if words and words[0] in COMMANDS:
         module = importlib.import_module(f"pipeline.{words[0]}")
         sys.argv = [str(module.__file__), *words[1:]]
-        cli.come_from(program)
+        invocation.come_from(program)
         return module.main()
     with cli.printing():
         if words == ["--version"]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from pipeline import plugins, progress
+from pipeline import invocation, plugins, progress
 from pipeline.records import AGAIN, FAILED, WRONG, UserError, printable, remember
 from pipeline.stopping import StopRequested, stop
 
@@ -49,33 +49,21 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-_front: list[str] = []
-"""Program that has passed this process on to a command; empty where the command was started."""
-
-
-def come_from(program: str) -> None:
-    """Name the program by which the command was called, for the usage that it prints.
-
-    Args:
-        program: ``pipeline``, or ``python -m pipeline``.
-    """
-    _front[:] = [program]
-
-
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Make the argument parser of a command, with exact option names (no abbreviations).
 
     It has ``--plugin``, which every command has and :func:`run` follows.
 
     Args:
-        command: ``python -m pipeline.<command>``, or ``pipeline <command>`` (:func:`come_from`).
+        command: ``python -m pipeline.<command>``, or ``pipeline <command>``,
+            as :mod:`pipeline.invocation` says.
         description: one sentence for ``--help``.
 
     Returns:
         A parser to which the command adds its options.
     """
     made = Parser(
-        prog=f"{_front[0]} {command}" if _front else f"python -m pipeline.{command}",
+        prog=invocation.called(command),
         description=description,
         allow_abbrev=False,
         formatter_class=HelpFormatter,

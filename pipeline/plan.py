@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import cli
-from pipeline.records import DONE
+from pipeline.invocation import called
+from pipeline.records import DONE, UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,22 +124,30 @@ def plan(
 
     path = workflow.default_out(name, data_dir) if out is None else out
     workflow.guard(path, force)
-    made = workflow.plan_dataset(
-        data_dir,
-        preset=preset,
-        budget=budget,
-        minutes=minutes,
-        configuration=configuration,
-        images=images,
-        targets=targets,
-        name=name,
-        device=device,
-        progress=True,
-    )
+    try:
+        made = workflow.plan_dataset(
+            data_dir,
+            preset=preset,
+            budget=budget,
+            minutes=minutes,
+            configuration=configuration,
+            images=images,
+            targets=targets,
+            name=name,
+            device=device,
+            progress=True,
+            told=print,
+        )
+    except workflow.MinutesError as error:
+        fingerprint = workflow.write_plan(error.plan, path, force)
+        print(workflow.described(error.plan))
+        raise UserError(
+            f"{error} Wrote the plan that takes the least time, {path}, and {fingerprint} (facts)."
+        ) from None
     fingerprint = workflow.write_plan(made, path, force)
     print(workflow.described(made))
     print(f"\nWrote {path} and {fingerprint} (facts). Read the first, change what you like, then:")
-    print(f"python -m pipeline.train --config {shlex.quote(str(path))} --fold -1")
+    print(f"{called('train')} --config {shlex.quote(str(path))} --fold -1")
     return DONE
 
 

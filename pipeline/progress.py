@@ -229,6 +229,28 @@ def silenced(when: bool = True) -> Iterator[None]:
         ROOT.setLevel(level)
 
 
+def audible(tell: Callable[[str], object]) -> Callable[[str], object]:
+    """A function that logs as it would now, also where it is called while :func:`silenced` is on.
+
+    Args:
+        tell: what logs a text.
+
+    Returns:
+        The same with the present level.
+    """
+    level = ROOT.level
+
+    def loud(text: str) -> None:
+        before = ROOT.level
+        ROOT.setLevel(level)
+        try:
+            tell(text)
+        finally:
+            ROOT.setLevel(before)
+
+    return loud
+
+
 # --- bars -----------------------------------------------------------------------------------------
 
 _bars_wanted = False

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cli
+from pipeline.invocation import called
 from pipeline.records import DONE
 
 
@@ -102,7 +103,7 @@ def tune(*, run: list[Path], **options: Any) -> int:
 
     tuned = workflow.tune_postprocessing(run, **options)
     words = ["--spec", str(tuned.spec), "--input", "DIR", "--output", "PREDICTIONS", *tuned.plugins]
-    print(f"Wrote {tuned.spec}; try it: python -m pipeline.ensemble {shlex.join(words)}")
+    print(f"Wrote {tuned.spec}; try it: {called('ensemble')} {shlex.join(words)}")
     return DONE
 
 

@@ -340,7 +340,7 @@ def test_a_tensor_of_monai_says_how_it_lies(tmp_path: Path) -> None:
     predictor = pl.Predictor.load(model)
     found = predictor.predict(MetaTensor(torch.from_numpy(volume), affine=torch.from_numpy(affine)))
     assert np.array_equal(found.numpy(), predictor.predict(volume, affine=affine))
-    assert repr(predictor).startswith("Predictor('small', 1 models, 1 channels, device 'c")
+    assert repr(predictor).startswith("Predictor('small', 1 model, 1 channel, device 'c")
 
 
 # --- the process of a user ------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_a_script_without_a_guard_scores(tmp_path: Path) -> None:
 def test_faults_of_data_are_in_the_error(tiny: Path, tmp_path: Path) -> None:
     data = competition_folder(tmp_path / "d", cases=4)
     (data / "train_labels" / "100.tif").write_bytes(b"no picture")
-    with pytest.raises(pl.UserError, match=r"1 faults in the data.*\n.*100.tif"):
+    with pytest.raises(pl.UserError, match=r"1 fault in the data.*\n.*100.tif"):
         pl.train_folds(tiny, data, out=tmp_path / "run")
 
 

@@ -195,7 +195,7 @@ def test_a_default_prediction_ignores_fold_all(folds_then_all: tuple[Path, Any])
 
 
 def test_folds_that_are_not_complete_are_named(
-    folds_then_all: tuple[Path, Any], tmp_path: Path
+    folds_then_all: tuple[Path, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(folds_then_all[0], folder, ignore=shutil.ignore_patterns("store"))
@@ -205,6 +205,11 @@ def test_folds_that_are_not_complete_are_named(
         pl.Predictor.load(folder, folds="all")
     with pytest.raises(pl.UserError, match="fold_1 not complete"):
         pl.Predictor.load(folder, folds=[0, 1])
+    with pytest.raises(pl.UserError, match=r"fold_1.* not complete.*--checkpoint \S+/fold_0\)"):
+        models.find_models(folder)
+    predictor = pl.Predictor.load(folder)
+    assert [Path(m).parent.name for m in predictor.models] == ["fold_0"]
+    assert "fold_1 not complete; predicting with fold_0 alone." in caplog.text
     with pytest.raises(pl.UserError, match="has no fold 7, -1: its folds are 0 to"):
         pl.Predictor.load(folder, folds=[0, 1, 7, -1])
     for path in (folder / "fold_0", folder / "fold_0" / "best_model.safetensors"):

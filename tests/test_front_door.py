@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import re
 import resource
@@ -177,3 +178,15 @@ def test_a_default_of_nought_is_shown() -> None:
         parser.add_argument(f"--{name}", default=default, help=f"{name}!")
     text = parser.format_help()
     assert re.findall(r"(\w+)! \(default: (.*)\)", text) == [("nought", "0"), ("half", "0.5")]
+
+
+def test_train_alone_says_what_it_trains_and_leaves_nothing(tmp_path: Path) -> None:
+    """Who has no competition data learns how to name other data, and has no folder to remove."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "python -m pipeline train --data-dir DIR" in done.stdout
+    assert "python -m pipeline list configs" in done.stdout
+    assert "--data-dir to a folder that holds" in done.stderr + done.stdout
+    assert os.listdir(tmp_path) == []

@@ -38,7 +38,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is known: nothing is measured."""
     plain = Precision(amp="none", channels_last=False, seconds=1.0, plain=1.0)
     monkeypatch.setattr(plans.costs, "measure", lambda *args, **more: COST)
-    monkeypatch.setattr(plans.precision, "fastest", lambda *args: plain)
+    monkeypatch.setattr(plans.precision, "fastest", lambda *args, **more: plain)
 
 
 def volumes(
@@ -108,8 +108,36 @@ def test_minutes_give_the_steps(tmp_path: Path, unmeasured: None) -> None:
     for plan, minutes in ((short, 4), (long, 8)):
         assert plan.schedule is not None
         assert 0.6 * 60 * minutes < plan.schedule.total <= 60 * minutes
-    with pytest.raises(UserError, match="too short"):
+
+
+def test_too_few_minutes_leave_the_plan_that_takes_the_least_time(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The facts are printed, the file is there, and a script that heeds the exit code stops."""
+    root = volumes(tmp_path / "d")
+    with pytest.raises(plans.MinutesError, match="too short") as refused:
         pl.plan_dataset(root, budget="cpu", minutes=0.05)
+    shortest = refused.value.plan
+    assert shortest.config.train.epochs * (shortest.config.data.patch.steps or 0) == 100
+    out = tmp_path / "least.yaml"
+    words = [str(root), "--budget", "cpu", "--minutes", "0.05", "--out", str(out)]
+    assert command.main(words) == 2
+    printed = capsys.readouterr()
+    assert "6 training cases" in printed.out
+    assert f"Wrote the plan that takes the least time, {out}" in printed.err
+    assert load(out) == shortest.config
+    assert "0.05 minutes are too few here." in out.read_text()
+
+
+def test_a_length_that_nobody_gave_is_exceeded_with_a_note(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans.decide, "MINUTES", 0.05)
+    told: list[str] = []
+    plan = pl.plan_dataset(volumes(tmp_path / "d"), budget="cpu", told=told.append)
+    assert plan.config.train.epochs * (plan.config.data.patch.steps or 0) == 100
+    assert any("minutes are too few here" in text for text in plan.remarks)
+    assert "6 training cases" in told[0]
 
 
 def test_left_and_right_are_not_mirrored(tmp_path: Path, unmeasured: None) -> None:

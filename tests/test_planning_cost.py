@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import random
 import tempfile
@@ -105,6 +106,15 @@ def test_every_part_takes_time(measured: Cost) -> None:
     assert not measured.real
     assert measured.memory_is == "estimated"
     assert json.loads(json.dumps(measured.as_json()))["batch"] == 2
+
+
+def test_what_is_measured_is_said_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Long measurements are not silent, though training's own lines are."""
+    logger = logging.getLogger("pipeline.test")
+    with caplog.at_level(logging.INFO, "pipeline"):
+        measure(small(), CASE, "cpu", logger.info, start=False)
+    assert "training steps" in caplog.messages
+    assert {r.name for r in caplog.records} == {"pipeline.test"}
 
 
 def test_a_process_is_started_on_request() -> None:

@@ -292,7 +292,7 @@ def test_gaps_are_stated(run: Path) -> None:
         "fold_1/log.jsonl is missing: no curves",
         "fold 2 has no result yet",
         "fold 1 failed: loss is NaN",
-        "no baseline scores",
+        "no scores of an empty answer and a threshold yet: they need all folds",
         "no pictures of case case1: fold_1/oof holds no answer",
     ]
     assert '<span class="badge failed">failed</span>' in text

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.config.binding import nearest
 from pipeline.config.errors import ConfigError
+from pipeline.invocation import called
 
 logger = logging.getLogger(__name__)
 
@@ -123,5 +124,5 @@ def _unknown(path: Path) -> str:
     known = nearest(path.name.removesuffix(SUFFIX), shipped_configs())
     return (
         f"{path}: no such config file, and none of that name comes with the package. {known}{own}"
-        f" python -m pipeline list {HOME} says what each is."
+        f" {called('list')} {HOME} says what each is."
     )

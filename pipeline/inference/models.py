@@ -457,14 +457,22 @@ def _complete(run: RunFolder, allow_missing: bool) -> list[FoldFolder]:
             ' folds="all").'
         )
     count = run.fold_count()
-    if len(complete) < count and not allow_missing:
-        missing = sorted({f"fold_{n}" for n in range(count)} - {f.path.name for f in complete})
-        raise UserError(
-            f"{run.path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or"
-            " accept it with --allow-missing-folds."
-        )
+    missing = sorted({f"fold_{n}" for n in range(count)} - {f.path.name for f in complete})
     if not complete:
-        raise UserError(f"{run.path}: no fold is complete.")
+        raise UserError(
+            f"{run.path}: no fold is complete. The command that trained it goes on with it."
+        )
+    if missing and not allow_missing:
+        raise UserError(
+            f"{run.path}: {', '.join(missing)} not complete. Train them, predict with one fold"
+            f" (--checkpoint {complete[0].path}), or with those that are there"
+            " (--allow-missing-folds)."
+        )
+    if missing:
+        logger.warning(
+            f"{run.path}: {', '.join(missing)} not complete; predicting with"
+            f" {', '.join(f.path.name for f in complete)} alone."
+        )
     return complete
 
 
@@ -519,7 +527,7 @@ def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
             }
         )
         monitor = config.train.stop.monitor
-        value = "not validated" if model.score is None else f"{monitor}: {model.score}"
+        value = "not validated" if model.score is None else f"{monitor}: {model.score:.4g}"
         about = f"Fold: {model.fold}, epoch: {model.epoch + 1}, {value}"
         logger.info(f"Loaded model from {path}\n  {about}")
         networks_.append(network)

@@ -147,10 +147,9 @@ class Predictor:
 
     def __repr__(self) -> str:
         """Short, since notebooks show it."""
-        return (
-            f"Predictor({self.config.name!r}, {len(self.models)} models, {self.channels} channels,"
-            f" device {self.device!r})"
-        )
+        numbers = ((len(self.models), "model"), (self.channels, "channel"))
+        counts = ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in numbers)
+        return f"Predictor({self.config.name!r}, {counts}, device {self.device!r})"
 
     # --- one array ---
 

@@ -29,7 +29,7 @@ from pipeline.inference import devices
 from pipeline.planning.bench import Bench, Tell
 from pipeline.planning.memory import estimated_memory
 from pipeline.planning.sample import SampleCase
-from pipeline.progress import silenced
+from pipeline.progress import audible, silenced
 from pipeline.training.fold import memory_hint
 
 
@@ -137,7 +137,7 @@ def measure(
         ConfigError: where the config cannot be trained on such a case.
         Exception: what else training would raise.
     """
-    began, tell = time.perf_counter(), progress or (lambda text: None)
+    began, tell = time.perf_counter(), audible(progress or (lambda text: None))
     found = {
         "device": device,
         "batch": config.data.patch.batch,

@@ -142,6 +142,19 @@ class Schedule:
         return found | {"total": round(self.total, 1)}
 
 
+class TooShortError(UserError):
+    """A time in which not even the fewest steps fit.
+
+    Args:
+        message: what takes how long, and the ways out.
+        shortest: the schedule that takes the least time, which is more than was given.
+    """
+
+    def __init__(self, message: str, shortest: Schedule) -> None:
+        super().__init__(message)
+        self.shortest = shortest
+
+
 def schedule_for(
     minutes: float, cost: Cost, work: Workload, *, safety: float = SAFETY, least: int = LEAST
 ) -> Schedule:
@@ -161,8 +174,9 @@ def schedule_for(
         The schedule; its total is at most ``minutes * (1 - safety)``.
 
     Raises:
-        UserError: the config does not fit into memory, or the time is too short even for ``least``
-            steps; the message says what takes how long, and what to do.
+        UserError: the config does not fit into memory.
+        TooShortError: the time is too short even for ``least`` steps; the message says what takes
+            how long, and what to do.
 
     Example:
         >>> cost = Cost(device="cpu", batch=2, draw=0.1, step=0.4, predict=1.0)
@@ -177,7 +191,7 @@ def schedule_for(
     fitting = (pair for pair in _candidates(least) if seconds_of(cost, work, *pair) <= budget)
     best = next(fitting, None)
     if best is None:
-        raise UserError(_too_short(minutes, cost, work, safety, least))
+        raise _too_short(minutes, cost, work, safety, least)
     found = broken_down(cost, work, best[0], [best[1]] * len(work.folds))
     return dataclasses.replace(found, seconds=60 * minutes, safety=safety)
 
@@ -312,7 +326,9 @@ def broken_down(cost: Cost, work: Workload, epochs: int, steps: Sequence[int]) -
     )
 
 
-def _too_short(minutes: float, cost: Cost, work: Workload, safety: float, least: int) -> str:
+def _too_short(
+    minutes: float, cost: Cost, work: Workload, safety: float, least: int
+) -> TooShortError:
     """Why a time is too short, and the ways out."""
     epochs, steps = min(
         _candidates(least), key=lambda pair: seconds_of(cost, work, pair[0], pair[1])
@@ -336,11 +352,12 @@ def _too_short(minutes: float, cost: Cost, work: Workload, safety: float, least:
         if few
         else ""
     )
-    return (
+    return TooShortError(
         f"--minutes {minutes:g} is too short for {folds}: even {epochs * steps} steps a fold take"
         f" about {clock(found.total)} ({parts}), with {safety:.0%} kept free {clock(need)}."
         f" Give at least --minutes {math.ceil(need / 60)}, {fewer}or take a smaller"
-        " data.patch.size."
+        " data.patch.size.",
+        found,
     )
 
 

@@ -27,6 +27,9 @@ from pipeline.reporting.runs import (
 )
 from pipeline.scoring.bootstrap import interval
 
+TRUE = "_true"
+"""End of the name of what a metric would be of the truth itself, such as ``components_true``."""
+
 
 def headline(run: Run) -> str:
     """Name of the run, a tile for each metric, and what is missing.
@@ -48,7 +51,9 @@ def headline(run: Run) -> str:
     ]
     gaps = "".join(f"<li>{escape(g)}</li>" for g in run.gaps)
     missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
-    tiles = "".join(_tile(run, name) for name in main_metrics(run))
+    names = main_metrics(run)
+    own = [n for n in names if n.removesuffix(TRUE) == n or n.removesuffix(TRUE) not in names]
+    tiles = "".join(_tile(run, name) for name in own)
     return (
         f"<header><h1>{escape(run.summary.get('name', run.folder.path.name))}</h1>"
         f"<p>{escape(' · '.join(facts))}</p>"
@@ -66,10 +71,12 @@ def _all_cases(run: Run) -> list[str]:
 
 
 def _tile(run: Run, metric: str) -> str:
-    """A metric's out-of-fold mean with its interval, above the baselines."""
+    """A metric's out-of-fold mean with its interval, above the truth's and the baselines'."""
+    rows = {"the truth": {metric: run.summary["out_of_fold"].get(metric + TRUE)}}
     rivals = "".join(
         f"<small>{escape(name)}: {number(row.get(metric))}</small>"
-        for name, row in run.baselines.items()
+        for name, row in {**rows, **run.baselines}.items()
+        if name in run.baselines or row[metric] is not None
     )
     mean = _with_interval(run.summary["out_of_fold"].get(metric), values_of(run, metric), tag="b")
     return f'<div class="tile"><span>{escape(named(run, metric))}</span>{mean}{rivals}</div>'

@@ -34,6 +34,7 @@ from pipeline.inference.members import Reader, common_ids, looked_at, open_membe
 from pipeline.inference.outputs import read_summary
 from pipeline.inference.soft import SoftPrediction
 from pipeline.inference.writing import Target, suffix_of, write_answer
+from pipeline.invocation import called
 from pipeline.metrics.names import from_json
 from pipeline.progress import progress
 from pipeline.records import Case, Member, NamedOptions, UserError
@@ -433,7 +434,7 @@ def _suggestion(member: Member) -> str:
     """What to do about a member that is a run, with the commands."""
     where = _folders_of(member)
     commands = [
-        f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name}"
+        f"{called('predict')} --checkpoint {w} --input DIR --output PREDICTIONS/{w.name}"
         " --save-soft"
         for w in where
     ]

@@ -14,7 +14,7 @@ import re
 import shlex
 import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from pipeline.data import cases as case_finder
 from pipeline.data.layouts import layout_of
 from pipeline.files import require_text
 from pipeline.inference import devices
+from pipeline.invocation import called
 from pipeline.planning import cost as costs
 from pipeline.planning import decide, plan_file, precision, schedule, tables
 from pipeline.planning.arrangement import arrange
@@ -58,6 +59,19 @@ SURFACE = "surface"
 """The competition's system, which is trained where no config and no other folder is named."""
 
 
+class MinutesError(UserError):
+    """The minutes that were asked for are too few.
+
+    Args:
+        message: what takes how long, and the ways out.
+        plan: the plan that takes the least time.
+    """
+
+    def __init__(self, message: str, plan: DatasetPlan) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
 def plan_dataset(
     root: Path | str,
     *,
@@ -70,6 +84,7 @@ def plan_dataset(
     name: str | None = None,
     device: str = "auto",
     progress: bool = False,
+    told: Callable[[str], object] | None = None,
 ) -> DatasetPlan:
     """Plan a system for a folder of images and labels.
 
@@ -88,12 +103,14 @@ def plan_dataset(
         name: of the system; None: that of the folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, to measure on.
         progress: show a bar on a terminal.
+        told: called with the page of facts before anything is measured.
 
     Returns:
         The plan: its ``config`` can be trained, ``write_plan`` makes a file of it.
 
     Raises:
         UserError: for a folder that holds no data set, and for what cannot be asked for.
+        MinutesError: ``minutes`` are too few; its ``plan`` is the one that takes the least time.
 
     Example:
         >>> plan_dataset("nowhere")  # doctest: +ELLIPSIS
@@ -126,7 +143,9 @@ def plan_dataset(
                 " images. Leave --preset out."
             )
         plan = decide.decide(fingerprint, request)
-        return _measured(plan, used, request)
+        if told is not None:
+            told(tables.table(fingerprint))
+        return _measured(plan, used, request, given=minutes is not None)
 
 
 def _require_possible(request: PlanRequest, device: str) -> None:
@@ -179,8 +198,11 @@ def _name(name: str | None, root: Path) -> str:
     return made
 
 
-def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPlan:
-    """The plan with measured cost, and the schedule of its minutes."""
+def _measured(plan: DatasetPlan, device: str, request: PlanRequest, given: bool) -> DatasetPlan:
+    """The plan with measured cost, and the schedule of its minutes.
+
+    Raises MinutesError where they are given and too few.
+    """
     for_cpu = plan.ground.preset is None and request.gigabytes is None
     on_cpu = devices.kind(device) == "cpu"
     if for_cpu != on_cpu:
@@ -191,10 +213,8 @@ def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPl
     config = plan.config
     sample = _sample(plan)
     if for_cpu:
-        logger.info("Measuring how this machine computes fastest")
-        plan = decide.with_precision(
-            plan, precision.fastest(config, sample.channels, sample.outputs)
-        )
+        fastest = precision.fastest(config, sample.channels, sample.outputs, _tell)
+        plan = decide.with_precision(plan, fastest)
         config = plan.config
     cost = _cost(plan, device)
     if not on_cpu:
@@ -206,13 +226,27 @@ def _measured(plan: DatasetPlan, device: str, request: PlanRequest) -> DatasetPl
     if request.minutes is None:
         made = schedule.expected(config, cost, work)
         return dataclasses.replace(plan, cost=cost, schedule=made)
-    return decide.with_schedule(plan, cost, schedule.schedule_for(request.minutes, cost, work))
+    try:
+        return decide.with_schedule(plan, cost, schedule.schedule_for(request.minutes, cost, work))
+    except schedule.TooShortError as error:
+        text = (
+            f"{request.minutes:g} minutes are too few here. This is the plan that takes the least"
+            " time."
+        )
+        shortest = decide.with_schedule(plan, cost, error.shortest)
+        shortest = dataclasses.replace(shortest, remarks=(*shortest.remarks, text))
+        if given:
+            raise MinutesError(str(error), shortest) from None
+        return shortest
+
+
+def _tell(text: str) -> None:
+    logger.info(f"Measuring: {text}")
 
 
 def _cost(plan: DatasetPlan, device: str) -> Cost:
     """Measure a plan on its median case."""
-    tell = lambda text: logger.info(f"Measuring: {text}")  # noqa: E731
-    return costs.measure(plan.config, _sample(plan), device, tell)
+    return costs.measure(plan.config, _sample(plan), device, _tell)
 
 
 HALF = 0.5
@@ -351,7 +385,7 @@ def guard(out: Path, force: bool) -> None:
 
 
 def described(plan: DatasetPlan) -> str:
-    """What a plan says, for people: the fingerprint, configurations, decisions, costs.
+    """What a plan says besides its facts, for people: configurations, decisions, costs.
 
     Args:
         plan: the plan.
@@ -359,7 +393,7 @@ def described(plan: DatasetPlan) -> str:
     Returns:
         Lines of text.
     """
-    lines = [tables.table(plan.fingerprint), "", "Configurations"]
+    lines = ["", "Configurations"]
     lines += decide.configurations(plan)
     lines += ["", "Decisions"]
     lines += decide.decisions(plan)
@@ -392,6 +426,12 @@ def config_for(config: Path | None, request: Request, dry_run: bool = False) -> 
         yield find_config(config)
         return
     if root is None or layout_of(Data(layout="competition"), root) is not None:
+        if root is None:
+            logger.info(
+                "No --config and no --data-dir: training the surface competition's system. For your"
+                f" own images: {called('train')} --data-dir DIR; {called('list')} configs names"
+                " other systems"
+            )
         yield find_config(SURFACE)
         return
     run = RunFolder(request.out or Path("runs") / _name(None, root))
@@ -402,7 +442,7 @@ def config_for(config: Path | None, request: Request, dry_run: bool = False) -> 
     _require_plannable(run, root, request)
     logger.info(
         f"No --config: planning {root} first. To choose time, memory or rules yourself:"
-        f" python -m pipeline.plan {shlex.quote(str(root))}"
+        f" {called('plan')} {shlex.quote(str(root))}"
     )
     if dry_run or request.fresh:  # an old run keeps its own plan
         with tempfile.TemporaryDirectory(prefix="pipeline_plan_") as folder:
@@ -421,7 +461,7 @@ def _require_plannable(run: RunFolder, root: Path, request: Request) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "several ranks train together, and none may plan for the others. Plan first:"
-            f" python -m pipeline.plan {shlex.quote(str(root))}; then name the plan with --config."
+            f" {called('plan')} {shlex.quote(str(root))}; then name the plan with --config."
         )
     if run.exists and not request.fresh:
         raise UserError(
@@ -433,6 +473,6 @@ def _require_plannable(run: RunFolder, root: Path, request: Request) -> None:
 
 def _plan_into(run: RunFolder, root: Path, device: str) -> None:
     """Plan a data set into a run folder, and say it."""
-    plan = plan_dataset(root, device=device)
+    plan = plan_dataset(root, device=device, told=logger.info)
     run.keep_plan(as_kept(plan))
     logger.info(described(plan))

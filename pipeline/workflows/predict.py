@@ -8,6 +8,7 @@ back -> inference.writing -> summary.json.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -136,7 +137,25 @@ def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
             logger.info(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
             rows.append(_row_of(job, case, lambda case=case: predict_case(job, case)))
             write()
-    return _log_totals(rows, began)
+    found = _log_totals(rows, began)
+    _log_companions(job, rows)
+    return found
+
+
+def _log_companions(job: PredictJob, rows: Sequence[dict[str, Any]]) -> None:
+    """Say what the files beside the answers are, by those of the first one."""
+    row = next((row for row in rows if row["status"] == "done"), None)
+    if row is None:
+        return
+    made = TASKS[job.config.rules].names(row["id"], Path(row["file"]).suffix)
+    kept = [n for n in sorted(os.listdir(job.output)) if n != row["output"]]
+    stems = [Path(n).stem for n in made[1:]]
+    beside = [n for n in kept if Path(n.removesuffix(".gz")).stem in stems]
+    if beside:
+        logger.info(
+            f"Answers are in {job.output}, e.g. {row['output']}; beside each, to look at:"
+            f" {', '.join(beside)}"
+        )
 
 
 def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: int) -> Predicted:

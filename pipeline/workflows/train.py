@@ -28,6 +28,7 @@ from pipeline.data import cache, derived, properties, world
 from pipeline.data.described import channel_names
 from pipeline.files import lock
 from pipeline.inference import devices
+from pipeline.invocation import called
 from pipeline.planning.decide import DatasetPlan
 from pipeline.planning.kept import as_kept, read_kept
 from pipeline.progress import bars_shown, log_to_file, progress_callback, silenced
@@ -173,8 +174,9 @@ def _complete(
             trained = train(config, request, continue_on_error)
     except DataError as error:  # a command has printed them; here they may have gone nowhere
         lines = [*error.faults[:MOST_FAULTS], *(["..."] if len(error.faults) > MOST_FAULTS else [])]
+        found = "1 fault" if len(error.faults) == 1 else f"{len(error.faults)} faults"
         raise UserError(
-            "\n  ".join([f"{len(error.faults)} faults in the data; nothing was started.", *lines])
+            "\n  ".join([f"{found} in the data; nothing was started.", *lines])
         ) from None
     faults = [
         f"fold {n} failed: {text}. See {trained.run.fold(n).error_file}"
@@ -242,6 +244,7 @@ def _prepare(config: Config, start: Start, context: DistributedContext) -> Train
         channels = check_names(config, data.properties, start)
         config, data = checks.with_numbers(config, data, start)
         return _open_run(config, start.run, data, context, channels)
+    checks.require_images(config)  # before a folder is made for the lock
     with run_lock(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
@@ -419,8 +422,7 @@ def write_run_report(run: RunFolder) -> None:
         logger.info(f"Report: {write_report(run)}")
     except Exception as error:
         logger.warning(
-            f"no report.html ({type(error).__name__}: {error}); try python -m pipeline.report"
-            f" {run.path}"
+            f"no report.html ({type(error).__name__}: {error}); try {called('report')} {run.path}"
         )
 
 
@@ -438,10 +440,22 @@ def what_next(config: Config, run: RunFolder) -> str:
     done = [n for n in range(count) if run.fold(n).completed]
     missing = [n for n in range(count) if n not in done]
     lines = [f"{len(done)} of {count} folds are complete in {run.path}."]
-    for fold in missing:
-        failed = run.fold(fold).error_file
-        why = f"failed, see {failed}" if failed.is_file() else "is not trained"
-        lines.append(f"Fold {fold} {why}; the same command with --fold {fold} trains it.")
+    untrained = [n for n in missing if not run.fold(n).error_file.is_file()]
+    for fold in sorted(set(missing) - set(untrained)):
+        lines.append(
+            f"Fold {fold} failed, see {run.fold(fold).error_file}; the same command with --fold"
+            f" {fold} trains it."
+        )
+    if len(untrained) == 1:
+        lines.append(
+            f"Fold {untrained[0]} is not trained; the same command with --fold {untrained[0]}"
+            " trains it."
+        )
+    elif untrained:
+        lines.append(
+            f"Folds {', '.join(map(str, untrained))} are not trained; the same command with --fold"
+            " -1 trains them."
+        )
     every = run.fold(ALL)
     if every.completed:
         lines.append("The model of all cases is complete: --folds all predicts with it.")
@@ -455,7 +469,7 @@ def what_next(config: Config, run: RunFolder) -> str:
         words = ["--checkpoint", str(models), *(["--folds", ALL] if alone else [])]
         words += ["--input", _test_images(config)]
         words += ["--output", str(Path("predictions") / config.name), *plugins.words(config)]
-        lines.append(f"To predict: python -m pipeline.predict {shlex.join(words)}")
+        lines.append(f"To predict: {called('predict')} {shlex.join(words)}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from pipeline.workflows.checks.preflight import (
     check_names,
     planned_folds,
     refuse,
+    require_images,
     with_numbers,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "dry_run",
     "planned_folds",
     "refuse",
+    "require_images",
     "with_numbers",
 ]

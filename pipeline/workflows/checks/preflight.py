@@ -18,6 +18,7 @@ from pipeline.data import cache, checks, described, folds, own_splits, resolve, 
 from pipeline.data import cases as case_finder
 from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
+from pipeline.data.layouts import layout_of, no_images
 from pipeline.data.properties import CaseProperties
 from pipeline.progress import progress_callback
 from pipeline.records import ALL, Case, Fault, FoldName, UserError
@@ -221,6 +222,21 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
         )
     log_found(config, found)
     return found
+
+
+def require_images(config: Config) -> None:
+    """Check that the data set's folder holds training images, by its names alone; log a fault.
+
+    Args:
+        config: the resolved config.
+
+    Raises:
+        DataError: where it holds none.
+    """
+    root = Path(config.data.root)
+    if layout_of(config.data, root) is None:
+        fault = no_images(config.data, root)
+        raise DataError(count_errors(log_faults([fault]), "the data"), [str(fault)])
 
 
 def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
