@@ -48,8 +48,9 @@ def ours(folder: Path) -> float:
     began = time.perf_counter()
     array = np.load(folder / "volume.npy", mmap_mode="r")
     tiles = Tiling(size=array.shape[1:], tile=(TILE,) * 3, overlap=OVERLAP, one_sided=False)
+    scale, _ = percentile(array)
     run = TileRun(
-        source=Source(array=array, scale=percentile(array)),
+        source=Source(array=array, scale=scale),
         predict_tile=lambda x: {"main": net(x)["main"].sigmoid()},
         tiles=tiles,
     )

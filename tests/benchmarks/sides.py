@@ -7,6 +7,7 @@ compare.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import statistics
@@ -34,10 +35,13 @@ def measure(
             )
         )
         return
-    folder, rounds = (
-        Path(argv[0] if argv else "/tmp/pipeline_benchmark"),
-        int(argv[1]) if len(argv) > 1 else 3,
-    )
+    text = sys.modules["__main__"].__doc__
+    formatter = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=text, formatter_class=formatter)
+    p.add_argument("folder", type=Path, nargs="?", default=Path("/tmp/pipeline_benchmark"))
+    p.add_argument("rounds", type=int, nargs="?", default=3)
+    given = p.parse_args(argv)
+    folder, rounds = given.folder, given.rounds
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
@@ -45,7 +49,7 @@ def measure(
         for name in sides:
             done = subprocess.run(
                 [sys.executable, script, "--side", name, str(folder)],
-                capture_output=True,
+                stdout=subprocess.PIPE,  # errors are shown
                 text=True,
                 check=True,
             )

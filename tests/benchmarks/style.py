@@ -10,8 +10,8 @@ snapshots of 2025 and 2026 with the same rules.
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +197,10 @@ def rows(tree: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    trees = [Path(a) for a in sys.argv[1:]] or [Path(__file__).resolve().parents[2]]
+    formatter = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    p.add_argument("tree", type=Path, nargs="*", default=[Path(__file__).resolve().parents[2]])
+    trees = p.parse_args().tree
     found = [rows(tree) for tree in trees]
     width = max(map(len, found[0]))
     print(" " * width + "".join(f"{tree.resolve().name:>16}" for tree in trees))
