@@ -24,10 +24,7 @@ def test_a_benchmark_says_how_it_is_called(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(path), "--help"],
         cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (FOLDER.parents[1], FOLDER.parent))),
-        },
+        env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
     )
