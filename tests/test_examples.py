@@ -486,10 +486,10 @@ def test_the_stored_notebook_is_executed_small_and_clean() -> None:
     assert not re.search(r"/(home|root|tmp|usr|Users|work)\b|Traceback|Warning", shown)
 
 
-@pytest.mark.slow
+@pytest.mark.docs
 def test_the_notebook_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("nbclient", "ipykernel", "matplotlib"):
-        pytest.importorskip(package, reason=f"{package} executes the notebook")
+        pytest.importorskip(package, reason=f"{package} executes the notebook: make docs")
     for name in ("notebook.ipynb", "small_data.py", "small.yaml"):
         shutil.copy(EXAMPLES / name, tmp_path)
     for key, value in environment().items():

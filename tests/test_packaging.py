@@ -75,7 +75,7 @@ def test_every_dependency_says_why_it_is_there() -> None:
 
 def test_the_extra_of_the_pages_is_in_no_other() -> None:
     names = {k: {Requirement(t).name for t in texts} for k, texts in EXTRAS.items()}
-    assert names["docs"] == {"sphinx", "myst-nb", "furo", "sphinx-copybutton"}
+    assert names["docs"] == {"sphinx", "myst-nb", "furo", "sphinx-copybutton", "matplotlib"}
     assert not [k for k, found in names.items() if k != "docs" and found & names["docs"]]
 
 

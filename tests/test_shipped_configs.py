@@ -120,7 +120,7 @@ def test_an_unknown_name_is_told_the_nearest_one(elsewhere: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'surface'") as raised:
         pl.load_config("surfce.yaml")
     told = str(raised.value)
-    assert "python -m pipeline list configs" in told
+    assert "python -m pipeline.list configs" in told
     assert "holds mine.yaml" in told
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import SHOWN, ConfigError
+from pipeline.invocation import called
 
 LARGEST_FILE = 2**18
 """Most bytes of a YAML file: a hundred times a shipped config.
@@ -65,7 +66,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         holds = "nothing" if data is None else type(data).__name__
         raise ConfigError(
-            f"{path}: must hold 'key: value' lines, holds {holds}. See configs/surface.yaml."
+            f"{path}: must hold 'key: value' lines, holds {holds}. {called('list')} configs names"
+            " examples."
         )
     return data
 
