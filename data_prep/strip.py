@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.records import WRONG, UserError
+from pipeline.records import FAILED, WRONG, UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +52,8 @@ def main() -> int:
     unseen = given.inputs is not None
     if unseen != (given.targets is not None) or (unseen and not given.ids):
         options.error("--inputs, --targets and --ids are given together, for a folder of answers")
+    if given.out.suffix.lower() != ".png":
+        options.error(f"--out is {given.out}; what is written is a PNG: name it .png")
 
     from pipeline.reporting.figures import pairs_picture, strip_picture
     from pipeline.runs import RunFolder
@@ -66,6 +68,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
+    except OSError as error:  # a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
     return 0
 

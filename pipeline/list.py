@@ -77,6 +77,7 @@ def list(*, tables: Sequence[str]) -> int:  # noqa: A001 - the command's name
     """
     from pipeline.config import first_comment, nearest, shipped_configs
 
+    tables = [table.lower() for table in tables]
     for table in tables:
         if table not in TABLES:
             raise UserError(f"there is no table {table!r}. {nearest(table, TABLES)}")
