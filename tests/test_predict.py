@@ -330,7 +330,9 @@ def rgb(path: Path, size: tuple[int, int] = (45, 61), seed: int = 0) -> np.ndarr
     return np.moveaxis(array, -1, 0)
 
 
-def test_overlays_lie_beside_answers_and_are_none(flat: Path, tmp_path: Path) -> None:
+def test_overlays_lie_beside_answers_and_are_none(
+    flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Written by predict, not listed as answers, and made again by ensemble from the inputs."""
     image = rgb(tmp_path / "in" / "a.png")
     out = tmp_path / "out"
@@ -342,7 +344,10 @@ def test_overlays_lie_beside_answers_and_are_none(flat: Path, tmp_path: Path) ->
     assert {p.name for p in out.glob("*.png")} == {"a.png", "a_visualization.png", "a_overlay.png"}
     assert list(answer_files(out)) == ["a"]
     assert [a.id for a in workflow.check(out, tmp_path / "in")] == ["a"]
+    said = "such as a.png; beside each, to look at: a_overlay.png, a_visualization.png\n"
+    assert f"Answers are in {out}, {said}" in capsys.readouterr().out
     assert ensemble.main(["--fold-dirs", str(out), "--output", str(tmp_path / "e")]) == 0
+    assert f"Answers are in {tmp_path / 'e'}, {said}" in capsys.readouterr().out
     answer, shown = (
         np.asarray(Image.open(tmp_path / "e" / f"{name}.png")) for name in ("a", "a_overlay")
     )  # of rounded probabilities

@@ -7,6 +7,7 @@ sliced: a volume in memory is the case of one slab.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.files import LazyArray, Rows, slabs
 from pipeline.grid import has_world
 from pipeline.inference.soft import SoftPrediction
 from pipeline.records import NamedOptions
+from pipeline.tasks import COMPANIONS
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,22 @@ def write_answer(soft: SoftPrediction, target: Target) -> dict[str, Any]:
     statistics = WRITERS[soft.meta.task](soft, target, paths)
     logger.info(f"  Saved {paths[0]}")
     return {"output": paths[0].name, **statistics}
+
+
+def log_written(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say where the answers are, and what lies beside each, by the files of the first one.
+
+    Args:
+        folder: the folder of the answers.
+        rows: rows of its summary.
+    """
+    row = next((row for row in rows if "output" in row), None)
+    if row is None:
+        return
+    own = tuple(f"{row['id']}{kind}" for kind in COMPANIONS)
+    beside = sorted(name for name in os.listdir(folder) if name.startswith(own))
+    text = f"; beside each, to look at: {', '.join(beside)}" if beside else ""
+    logger.info(f"Answers are in {folder}, such as {row['output']}{text}")
 
 
 def suffix_of(soft: SoftPrediction) -> str:

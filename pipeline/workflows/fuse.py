@@ -33,7 +33,7 @@ from pipeline.inference.fusion import fuse as fused_arrays
 from pipeline.inference.members import Reader, common_ids, looked_at, open_member
 from pipeline.inference.outputs import read_summary
 from pipeline.inference.soft import SoftPrediction
-from pipeline.inference.writing import Target, suffix_of, write_answer
+from pipeline.inference.writing import Target, log_written, suffix_of, write_answer
 from pipeline.invocation import called
 from pipeline.metrics.names import from_json
 from pipeline.progress import progress
@@ -228,6 +228,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     if failed:
         logger.info(f"\n{len(alignments)} cases done, {len(failed)} failed:")
         logger.info("\n".join(f"  {case_id}: {error}" for case_id, error in failed.items()))
+    log_written(job.output, rows)
     return Fused(output=job.output, done=tuple(alignments), failed=failed)
 
 

@@ -8,7 +8,6 @@ back -> inference.writing -> summary.json.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from pipeline.inference.options import ModelOptions
 from pipeline.inference.predictor import prepare
 from pipeline.inference.sliding_window import Source
 from pipeline.inference.soft import SoftMeta, SoftPrediction
-from pipeline.inference.writing import Target, write_answer
+from pipeline.inference.writing import Target, log_written, write_answer
 from pipeline.metrics.names import from_json
 from pipeline.progress import progress_steps
 from pipeline.records import Case, Geometry, UserError
@@ -112,7 +111,9 @@ def predict_files(
     if shard is not None:  # shards share a folder: each writes only its own blocks
         return predict_shard(job, cases, *shard)
     with outputs.owned(output):
-        return predict_all(job, cases)
+        found = predict_all(job, cases)
+    log_written(output, found.rows)
+    return found
 
 
 def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
@@ -137,25 +138,7 @@ def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
             logger.info(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
             rows.append(_row_of(job, case, lambda case=case: predict_case(job, case)))
             write()
-    found = _log_totals(rows, began)
-    _log_companions(job, rows)
-    return found
-
-
-def _log_companions(job: PredictJob, rows: Sequence[dict[str, Any]]) -> None:
-    """Say what the files beside the answers are, by those of the first one."""
-    row = next((row for row in rows if row["status"] == "done"), None)
-    if row is None:
-        return
-    made = TASKS[job.config.rules].names(row["id"], Path(row["file"]).suffix)
-    kept = [n for n in sorted(os.listdir(job.output)) if n != row["output"]]
-    stems = [Path(n).stem for n in made[1:]]
-    beside = [n for n in kept if Path(n.removesuffix(".gz")).stem in stems]
-    if beside:
-        logger.info(
-            f"Answers are in {job.output}, e.g. {row['output']}; beside each, to look at:"
-            f" {', '.join(beside)}"
-        )
+    return _log_totals(rows, began)
 
 
 def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: int) -> Predicted:
