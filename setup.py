@@ -8,4 +8,7 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["pipeline", "pipeline.*"]), "pipeline._configs"],
     package_dir={"pipeline._configs": "configs"},
+    # A path in a .pth file. The usual finder of editable installations comes too late for who
+    # stands beside a clone called pipeline: Python then takes that folder for a namespace package.
+    options={"editable_wheel": {"mode": "compat"}},
 )

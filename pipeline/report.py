@@ -61,7 +61,8 @@ def report(*, run: Path) -> int:
     from pipeline.workflows.report import write_report
 
     page = write_report(run)
-    print(f"{page}: {page.stat().st_size / 2**20:.1f} MiB")
+    size = page.stat().st_size / 2**20
+    print(f"{page}: {size:.1f} MiB" if size >= 0.1 else f"{page}: {1024 * size:.0f} KiB")
     return DONE
 
 

@@ -723,10 +723,12 @@ class RunFolder:
             The message.
         """
         more = f"\n  ... {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+        plan = f"\nIts own plan is {self.plan_file}." if self.plan_file.is_file() else ""
         return (
             f"{self.path} holds a run with another config or other data:\n  "
             + "\n  ".join(changes[:MOST_CHANGES])
             + more
+            + plan
             + "\nUndo the change, choose another --out, or start over with --fresh (the old run is"
             " kept)."
         )

@@ -81,6 +81,15 @@ def test_one_channel_keeps_its_number_off_the_id(
     assert (tmp_path / "out" / "a.png").is_file()
 
 
+def test_a_file_is_called_as_in_its_folder(tmp_path: Path) -> None:
+    """Its answer pairs with labels by name, whichever way it was named."""
+    folder = frames(tmp_path / "in", 1, 1, "case7")
+    made = model(tmp_path, 1, NNUNET)
+    for given, out in ((folder, "a"), (folder / "case7_0000.png", "b")):
+        assert run_predict(made, given, tmp_path / out) == 0
+        assert ids(tmp_path / out) == ["case7"]
+
+
 def test_an_nnunet_model_says_both_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

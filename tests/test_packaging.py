@@ -73,6 +73,16 @@ def test_every_dependency_says_why_it_is_there() -> None:
         seen.add(name)
 
 
+def test_a_folder_called_pipeline_does_not_hide_the_package(tmp_path: Path) -> None:
+    """Beside a clone of that name a script finds what is installed, editable or not."""
+    (tmp_path / "pipeline").mkdir()
+    code = "import pipeline as pl; print(pl.Predictor.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("Predictor\n", "")
+
+
 def test_the_extra_of_the_pages_is_in_no_other() -> None:
     names = {k: {Requirement(t).name for t in texts} for k, texts in EXTRAS.items()}
     assert names["docs"] == {"sphinx", "myst-nb", "furo", "sphinx-copybutton", "matplotlib"}

@@ -23,7 +23,7 @@ from pipeline.networks import build
 from pipeline.planning import decide, plan_file, precision, stored
 from pipeline.planning.cost import Cost
 from pipeline.planning.ground import PlanRequest
-from pipeline.planning.kept import read_kept
+from pipeline.planning.kept import as_kept, read_kept
 from pipeline.planning.precision import Precision
 from pipeline.planning.settings import Setting
 from pipeline.records import UserError
@@ -126,7 +126,26 @@ def test_too_few_minutes_leave_the_plan_that_takes_the_least_time(
     assert "6 training cases" in printed.out
     assert f"Wrote the plan that takes the least time, {out}" in printed.err
     assert load(out) == shortest.config
+    assert "100 steps a fold, the fewest that are worth it" in printed.out
     assert "0.05 minutes are too few here." in out.read_text()
+
+
+def test_a_run_of_another_plan_is_named(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own plan is beside it, and what goes on with it; a new name has none."""
+    monkeypatch.chdir(tmp_path)
+    plan, other = (
+        pl.plan_dataset(volumes(tmp_path / "d"), budget="cpu", minutes=m) for m in (4, 8)
+    )
+    run = RunFolder(Path("runs/d"))
+    assert plans.other_run(plan) == ""
+    run.path.mkdir(parents=True)
+    run.begin(plan.config, {})
+    run.keep_plan(as_kept(plan))
+    assert plans.other_run(plan) == ""
+    assert "--config runs/d/plan.yaml" in plans.other_run(other)
+    assert "Its own plan is runs/d/plan.yaml." in run.refusal(run.changed_settings(other.config))
 
 
 def test_a_length_that_nobody_gave_is_exceeded_with_a_note(

@@ -330,6 +330,22 @@ def rgb(path: Path, size: tuple[int, int] = (45, 61), seed: int = 0) -> np.ndarr
     return np.moveaxis(array, -1, 0)
 
 
+def test_answers_of_other_models_are_not_replaced_in_silence(
+    run: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = surfaces / "test_images", tmp_path / "out"
+    for model, warned in (("fold_0", False), ("fold_0", False), ("fold_1", True)):
+        assert go(run / model, images, out) == 0
+        told = capsys.readouterr()
+        assert ("holds answers of other models" in told.out + told.err) == warned
+
+
+def test_a_config_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text("name: x\n")
+    assert go(tmp_path / "x.yaml", tmp_path, tmp_path / "out") == 2
+    assert "is a config, no model" in capsys.readouterr().err
+
+
 def test_overlays_lie_beside_answers_and_are_none(
     flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 def cells(text: str, row: str) -> list[str]:
     """Texts of a row of the table of volumes."""
-    table = text.partition("<h2>Volumes")[2].partition("<h2>")[0]
+    table = re.split("<h2>(?:Volumes|Areas)", text)[1].partition("<h2>")[0]
     (found,) = re.findall(rf">{row}</th>(.*?)</tr>", table)
     return [re.sub("<[^>]+>", " ", c).strip() for c in re.findall(r"<td[^>]*>(.*?)</td>", found)]
 

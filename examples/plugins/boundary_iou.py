@@ -3,7 +3,7 @@
 ::
 
     metrics: [dice, {name: boundary_iou, options: {width: 3}}]
-    python -m pipeline.evaluate ... --metrics dice boundary_iou:width=3 --plugin boundary_iou.py
+    pipeline evaluate ... --metrics dice boundary_iou:width=3 --plugin boundary_iou.py
 """
 
 from collections.abc import Sequence

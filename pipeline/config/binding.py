@@ -87,7 +87,10 @@ def bind(
         OptionTypeError: for a value that is not of the annotated type.
     """
     if part.name not in table:
-        raise ConfigError(f"{where}: {part.name[:SHOWN]!r} is unknown. {nearest(part.name, table)}")
+        raise ConfigError(
+            f"{where}: {part.name[:SHOWN]!r} is unknown. {nearest(part.name, table)} A plugin can"
+            " add it: --plugin FILE."
+        )
     if isinstance(table, Registry):
         name, options = table.resolve(part.name, part.options)
         part = dataclasses.replace(part, name=name, options=options)

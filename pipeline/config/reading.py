@@ -401,6 +401,11 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
         faults.append(
             f"{key + '.' if key else ''}{str(unknown)[:SHOWN]}: unknown key."
             f" {nearest(str(unknown), names)}"
+            + (
+                " Options of an entry stand in its options."
+                if {"name", "options"} <= {*names}
+                else ""
+            )
         )
     return {
         k: _expand(v, hints[k], f"{key}.{k}" if key else k, faults)

@@ -118,9 +118,12 @@ def _nearby(path: Path) -> list[Path]:
 
 def _unknown(path: Path) -> str:
     """What to say of a path that is no file and no name."""
-    here = sorted(path.parent.glob(f"*{SUFFIX}")) if os.path.isdir(path.parent) else []
+    found = path.parent.glob(f"*{SUFFIX}") if os.path.isdir(path.parent) else []
+    here = sorted(p for p in found if not p.name.startswith("."))
     more = f" and {len(here) - MOST} more" if len(here) > MOST else ""
-    own = f" {path.parent} holds {', '.join(map(str, here[:MOST]))}{more}." if here else ""
+    own = (
+        f" The folder {path.parent} holds {', '.join(map(str, here[:MOST]))}{more}." if here else ""
+    )
     known = nearest(path.name.removesuffix(SUFFIX), shipped_configs())
     return (
         f"{path}: no such config file, and none of that name comes with the package. {known}{own}"

@@ -190,6 +190,10 @@ def _named_class(key: str, value: object) -> tuple[int, str] | None:
     return value, name
 
 
+TEST_FOLDERS = ("imagesTs", "test_images", "imagesTr", "train_images", "images")
+"""Folders of a data set that hold images to predict, the likeliest first."""
+
+
 def inputs(
     path: Path, data: config.Data, channels: int = 0, layout: str | None = None
 ) -> tuple[Case, ...]:
@@ -220,7 +224,10 @@ def inputs(
     """
     if _is_single_input(path, data.dims):
         remember_name(path)
-        return (Case(id=files.case_id(path), image=(path,)),)
+        case_id = files.case_id(path)
+        if channels == 1 and (layout or data.layout) == "nnunet":  # named as in its folder
+            case_id = case_id.removesuffix("_0000") or case_id
+        return (Case(id=case_id, image=(path,)),)
     search = Search(path, odd_folders=True)
     found = files_by_id(search, path)
     groups = channel_groups(found)
@@ -238,6 +245,8 @@ def inputs(
         raise UserError("\n".join(errors))
     if not result:
         state = "holds no image" if os.path.isdir(path) else "does not exist"
+        below = [path / n for n in TEST_FOLDERS if os.path.isdir(path / n)]
+        state += f", {below[0]} in it may" if below else ""
         raise UserError(f"{path} {state}. Give a file or a folder of {', '.join(files.SUFFIXES)}.")
     return result
 

@@ -262,6 +262,11 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path}: no such model file. A run holds fold_N/best_model.safetensors, with"
             f" train.keep: last fold_N/last_model.safetensors.{_models_near(path)}"
         )
+    if path.suffix in (".yaml", ".yml"):
+        raise CheckpointError(
+            f"{path}: is a config, no model. Name the run that it trained (runs/NAME), or a"
+            f" .safetensors file.{_models_near(path)}"
+        )
     if path.suffix != ".safetensors":
         raise CheckpointError(
             f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code."

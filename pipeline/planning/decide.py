@@ -129,7 +129,8 @@ def with_schedule(plan: DatasetPlan, cost: Cost, made: Schedule) -> DatasetPlan:
     steps = made.epochs * made.steps
     kept = {s.key: s for s in plan.settings if s.key in ("train.amp", "train.channels_last")}
     found = list(_settings(plan.ground, steps))
-    reason = f"{steps} steps a fold, as many as fit"
+    fit = made.seconds is not None
+    reason = f"{steps} steps a fold, {'as many as fit' if fit else 'the fewest that are worth it'}"
     settings = training_settings.scheduled(found, made.steps, made.epochs, reason)
     return dataclasses.replace(
         plan, settings=_placed(tuple(settings), list(kept.values())), cost=cost, schedule=made

@@ -346,12 +346,8 @@ def _too_short(
         0,
     )
     folds = "1 fold" if len(work.folds) == 1 else f"{len(work.folds)} folds"
-    fewer = (
-        f"train {'only fold ' if few == 1 else 'only folds '}"
-        f"{', '.join(map(str, work.folds[:few]))} (--fold), "
-        if few
-        else ""
-    )
+    some = " and ".join(f"--fold {fold}" for fold in work.folds[:few])
+    fewer = f"train fewer folds ({some}), " if few else ""
     return TooShortError(
         f"--minutes {minutes:g} is too short for {folds}: even {epochs * steps} steps a fold take"
         f" about {clock(found.total)} ({parts}), with {safety:.0%} kept free {clock(need)}."

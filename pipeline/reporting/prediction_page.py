@@ -152,7 +152,8 @@ def _volumes(found: Predicted, sizes: Mapping[str, Volumes]) -> str:
     if names and len(seen) > len(names):
         note += f" The largest {len(names)} of {len(seen):,} classes."
     note += " Components: connected parts of the foreground, corners touch."
-    return section("Volumes", table(head, rows), note=note)
+    title = "Areas" if where == "pixels" else "Volumes"
+    return section(title, table(head, rows), note=note)
 
 
 def _square(found: Predicted, value: int) -> str:

@@ -51,9 +51,7 @@ def headline(run: Run) -> str:
     ]
     gaps = "".join(f"<li>{escape(g)}</li>" for g in run.gaps)
     missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
-    names = main_metrics(run)
-    own = [n for n in names if n.removesuffix(TRUE) == n or n.removesuffix(TRUE) not in names]
-    tiles = "".join(_tile(run, name) for name in own)
+    tiles = "".join(_tile(run, name) for name in _without_truth(main_metrics(run)))
     return (
         f"<header><h1>{escape(run.summary.get('name', run.folder.path.name))}</h1>"
         f"<p>{escape(' · '.join(facts))}</p>"
@@ -68,6 +66,11 @@ def _all_cases(run: Run) -> list[str]:
         return []
     spent = f", {clock(every['seconds'])}" if every.get("seconds") else ""
     return [f"one model of all cases: {every['status']}, not scored{spent}"]
+
+
+def _without_truth(names: Sequence[str]) -> list[str]:
+    """Metrics without what others would be of the truth, which their tiles say."""
+    return [n for n in names if n.removesuffix(TRUE) == n or n.removesuffix(TRUE) not in names]
 
 
 def _tile(run: Run, metric: str) -> str:
@@ -100,7 +103,7 @@ def scores(run: Run) -> str:
     Returns:
         HTML.
     """
-    names = main_metrics(run)
+    names = _without_truth(main_metrics(run))
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
     rows.append(
@@ -238,7 +241,7 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
         rows.append(
             ("", [name, f"{kind} ✓", *facts, *values])
             if kind == chosen
-            else ("other", [again, kind, "", "", *values])
+            else ("other", [again, kind, DASH, DASH, *values])
         )
     return rows
 

@@ -384,6 +384,28 @@ def guard(out: Path, force: bool) -> None:
         )
 
 
+def other_run(plan: DatasetPlan) -> str:
+    """What to say where a run of the plan's name is there, which goes on with its own plan only.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        A sentence; empty where there is none, or it has this very config.
+    """
+    run = RunFolder(Path("runs") / plan.config.name)
+    try:
+        if not run.changed_settings(plan.config):
+            return ""
+    except UserError:  # training will say what is wrong with it
+        return ""
+    own = f" (--config {run.plan_file})" if run.plan_file.is_file() else ""
+    return (
+        f"{run.path} holds a run of another plan, which goes on with its own only{own}. To train"
+        " this one, choose another --out or --name, or start over with --fresh."
+    )
+
+
 def described(plan: DatasetPlan) -> str:
     """What a plan says besides its facts, for people: configurations, decisions, costs.
 

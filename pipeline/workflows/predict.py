@@ -111,9 +111,23 @@ def predict_files(
     if shard is not None:  # shards share a folder: each writes only its own blocks
         return predict_shard(job, cases, *shard)
     with outputs.owned(output):
+        _warn_of_other_models(job)
         found = predict_all(job, cases)
     log_written(output, found.rows)
     return found
+
+
+def _warn_of_other_models(job: PredictJob) -> None:
+    """Warn where the folder holds answers of other models, which these replace."""
+    try:
+        before = outputs.read_summary(job.output).get("models")
+    except UserError:
+        return
+    if before and list(before) != list(job.predictor.models):
+        logger.warning(
+            f"{job.output} holds answers of other models ({before[0]}): those of the same names are"
+            " replaced. To keep them, stop and choose another --output."
+        )
 
 
 def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:

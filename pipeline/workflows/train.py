@@ -468,7 +468,7 @@ def what_next(config: Config, run: RunFolder) -> str:
         models = run.fold(done[0]).path if missing and not alone else run.path
         words = ["--checkpoint", str(models), *(["--folds", ALL] if alone else [])]
         words += ["--input", _test_images(config)]
-        words += ["--output", str(Path("predictions") / config.name), *plugins.words(config)]
+        words += ["--output", str(Path("predictions") / run.path.name), *plugins.words(config)]
         lines.append(f"To predict: {called('predict')} {shlex.join(words)}")
     return "\n".join(lines)
 
