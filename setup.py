@@ -3,12 +3,16 @@
 That can say "find them" or name a folder for one of them, but not both.
 """
 
+import sys
+
 from setuptools import find_packages, setup
 
-setup(
-    packages=[*find_packages(include=["pipeline", "pipeline.*"]), "pipeline._configs"],
-    package_dir={"pipeline._configs": "configs"},
-    # A path in a .pth file. The usual finder of editable installations comes too late for who
-    # stands beside a clone called pipeline: Python then takes that folder for a namespace package.
-    options={"editable_wheel": {"mode": "compat"}},
-)
+PACKAGES = find_packages(include=["pipeline", "pipeline.*"])
+
+if "editable_wheel" in sys.argv:
+    # Configs are found in the clone. Without a mapped package setuptools writes its path into
+    # a .pth file. Its finder would come too late for who stands beside a clone called pipeline, as
+    # Python has then taken that folder for a namespace package.
+    setup(packages=PACKAGES, package_dir={"": "."})
+else:
+    setup(packages=[*PACKAGES, "pipeline._configs"], package_dir={"pipeline._configs": "configs"})
