@@ -105,15 +105,11 @@ def _decision(config: Config) -> str:
     """How probabilities became the labels that are scored, in words."""
     if not TASKS[config.rules].decides:
         return ""
-    decided = any(postprocess.decides(s) for s in config.postprocess)
-    steps = ", ".join(
-        [
-            *([] if decided else ["the task's default"]),
-            *(
-                " ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())])
-                for s in config.postprocess
-            ),
-        ]
+    step = next((s for s in config.postprocess if postprocess.decides(s)), None)
+    steps = (
+        "the task's default"
+        if step is None
+        else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])
     )
     return (
         f"answers by {steps}, fixed beforehand in the config; pipeline.tune chooses on other cases"
