@@ -146,8 +146,6 @@ def plan(
         ) from None
     fingerprint = workflow.write_plan(made, path, force)
     print(workflow.described(made))
-    if note := workflow.other_run(made):
-        print(f"Note: {note}")
     print(f"\nWrote {path} and {fingerprint} (facts). Read the first, change what you like, then:")
     print(f"{called('train')} --config {shlex.quote(str(path))} --fold -1")
     return DONE

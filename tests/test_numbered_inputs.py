@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 from small_models import model_file, noise, rows, run_predict
 
-from pipeline import ensemble, files
+from pipeline import ensemble, files, predict
 
 FILM = {"layout": "folders", "family": "array", "codes": None, "spacing": None}
 NNUNET = {**FILM, "layout": "nnunet"}
@@ -85,8 +85,10 @@ def test_a_file_is_called_as_in_its_folder(tmp_path: Path) -> None:
     """Its answer pairs with labels by name, whichever way it was named."""
     folder = frames(tmp_path / "in", 1, 1, "case7")
     made = model(tmp_path, 1, NNUNET)
-    for given, out in ((folder, "a"), (folder / "case7_0000.png", "b")):
-        assert run_predict(made, given, tmp_path / out) == 0
+    file = folder / "case7_0000.png"
+    for given, out in (([folder], "a"), ([file], "b"), ([file, folder], "c")):
+        words = ["--input", *map(str, given), "--output", str(tmp_path / out)]
+        assert predict.main(["--checkpoint", str(made), *words]) == 0
         assert ids(tmp_path / out) == ["case7"]
 
 

@@ -145,6 +145,8 @@ def test_a_run_of_another_plan_is_named(
     run.keep_plan(as_kept(plan))
     assert plans.other_run(plan) == ""
     assert "--config runs/d/plan.yaml" in plans.other_run(other)
+    with pytest.raises(UserError, match=r"is the plan of the run runs/d.*another --out"):
+        pl.write_plan(other, run.plan_file, force=True)
     assert "Its own plan is runs/d/plan.yaml." in run.refusal(run.changed_settings(other.config))
 
 

@@ -338,6 +338,10 @@ def test_answers_of_other_models_are_not_replaced_in_silence(
         assert go(run / model, images, out) == 0
         told = capsys.readouterr()
         assert ("holds answers of other models" in told.out + told.err) == warned
+    summary = json.loads((out / "summary.json").read_text())
+    for damaged in (5, {"a": 1}, [None]):
+        (out / "summary.json").write_text(json.dumps({**summary, "models": damaged}))
+        assert go(run / "fold_1", images, out) == 0
 
 
 def test_a_config_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -375,6 +375,11 @@ def guard(out: Path, force: bool) -> None:
     Raises:
         UserError: where it cannot.
     """
+    run = RunFolder(out.parent)
+    if out.name == run.plan_file.name and run.exists:
+        raise UserError(
+            f"{out} is the plan of the run {run.path}, which goes on with it. Choose another --out."
+        )
     files.require_replaceable(out, "a plan", plan_file.MARK, force)
     beside = plan_file.fingerprint_path(out)
     if not force and not os.path.lexists(out) and os.path.lexists(beside):
@@ -420,7 +425,8 @@ def described(plan: DatasetPlan) -> str:
     lines += ["", "Decisions"]
     lines += decide.decisions(plan)
     lines.append("")
-    for text in (*decide.costs(plan), *(f"Note: {text}" for text in plan.remarks)):
+    notes = [*plan.remarks, *filter(None, [other_run(plan)])]
+    for text in (*decide.costs(plan), *(f"Note: {text}" for text in notes)):
         lines += textwrap.wrap(text, tables.WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
 

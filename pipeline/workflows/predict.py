@@ -123,9 +123,10 @@ def _warn_of_other_models(job: PredictJob) -> None:
         before = outputs.read_summary(job.output).get("models")
     except UserError:
         return
-    if before and list(before) != list(job.predictor.models):
+    names = before if isinstance(before, list) and all(isinstance(m, str) for m in before) else []
+    if names and names != list(job.predictor.models):
         logger.warning(
-            f"{job.output} holds answers of other models ({before[0]}): those of the same names are"
+            f"{job.output} holds answers of other models ({names[0]}): those of the same names are"
             " replaced. To keep them, stop and choose another --output."
         )
 

@@ -89,6 +89,8 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
         for case in case_finder.inputs(
             path, config.data, predictor.channels, predictor.trained_on.get("layout")
         ):
+            if case.id in found and found[case.id].image == case.image:
+                continue  # a file, and its folder
             if case.id in found:
                 raise UserError(
                     f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and"
