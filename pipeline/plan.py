@@ -136,7 +136,7 @@ def plan(
             name=name,
             device=device,
             progress=True,
-            told=print,
+            on_facts=print,
         )
     except workflow.MinutesError as error:
         fingerprint = workflow.write_plan(error.plan, path, force)

@@ -155,7 +155,7 @@ def test_a_length_that_nobody_gave_is_exceeded_with_a_note(
 ) -> None:
     monkeypatch.setattr(plans.decide, "MINUTES", 0.05)
     told: list[str] = []
-    plan = pl.plan_dataset(volumes(tmp_path / "d"), budget="cpu", told=told.append)
+    plan = pl.plan_dataset(volumes(tmp_path / "d"), budget="cpu", on_facts=told.append)
     assert plan.config.train.epochs * (plan.config.data.patch.steps or 0) == 100
     assert any("minutes are too few here" in text for text in plan.remarks)
     assert "6 training cases" in told[0]

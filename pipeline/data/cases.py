@@ -190,8 +190,8 @@ def _named_class(key: str, value: object) -> tuple[int, str] | None:
     return value, name
 
 
-TEST_FOLDERS = ("imagesTs", "test_images", "imagesTr", "train_images", "images")
-"""Folders of a data set that hold images to predict, the likeliest first."""
+IMAGE_FOLDERS = ("imagesTs", "test_images", "imagesTr", "train_images", "images")
+"""Folders of a data set that may be meant where it was named whole, test images first."""
 
 
 def inputs(
@@ -245,7 +245,7 @@ def inputs(
         raise UserError("\n".join(errors))
     if not result:
         state = "holds no image" if os.path.isdir(path) else "does not exist"
-        below = [path / n for n in TEST_FOLDERS if os.path.isdir(path / n)]
+        below = [path / n for n in IMAGE_FOLDERS if os.path.isdir(path / n)]
         state += f", {below[0]} in it may" if below else ""
         raise UserError(f"{path} {state}. Give a file or a folder of {', '.join(files.SUFFIXES)}.")
     return result

@@ -75,11 +75,10 @@ def _without_truth(names: Sequence[str]) -> list[str]:
 
 def _tile(run: Run, metric: str) -> str:
     """A metric's out-of-fold mean with its interval, above the truth's and the baselines'."""
-    rows = {"the truth": {metric: run.summary["out_of_fold"].get(metric + TRUE)}}
+    truth = run.summary["out_of_fold"].get(metric + TRUE)
+    rows = {**({} if truth is None else {"the truth": {metric: truth}}), **run.baselines}
     rivals = "".join(
-        f"<small>{escape(name)}: {number(row.get(metric))}</small>"
-        for name, row in {**rows, **run.baselines}.items()
-        if name in run.baselines or row[metric] is not None
+        f"<small>{escape(name)}: {number(row.get(metric))}</small>" for name, row in rows.items()
     )
     mean = _with_interval(run.summary["out_of_fold"].get(metric), values_of(run, metric), tag="b")
     return f'<div class="tile"><span>{escape(named(run, metric))}</span>{mean}{rivals}</div>'

@@ -84,7 +84,7 @@ def plan_dataset(
     name: str | None = None,
     device: str = "auto",
     progress: bool = False,
-    told: Callable[[str], object] | None = None,
+    on_facts: Callable[[str], object] | None = None,
 ) -> DatasetPlan:
     """Plan a system for a folder of images and labels.
 
@@ -103,7 +103,7 @@ def plan_dataset(
         name: of the system; None: that of the folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, to measure on.
         progress: show a bar on a terminal.
-        told: called with the page of facts before anything is measured.
+        on_facts: called with the page of facts before anything is measured.
 
     Returns:
         The plan: its ``config`` can be trained, ``write_plan`` makes a file of it.
@@ -143,8 +143,8 @@ def plan_dataset(
                 " images. Leave --preset out."
             )
         plan = decide.decide(fingerprint, request)
-        if told is not None:
-            told(tables.table(fingerprint))
+        if on_facts is not None:
+            on_facts(tables.table(fingerprint))
         return _measured(plan, used, request, given=minutes is not None)
 
 
@@ -501,6 +501,6 @@ def _require_plannable(run: RunFolder, root: Path, request: Request) -> None:
 
 def _plan_into(run: RunFolder, root: Path, device: str) -> None:
     """Plan a data set into a run folder, and say it."""
-    plan = plan_dataset(root, device=device, told=logger.info)
+    plan = plan_dataset(root, device=device, on_facts=logger.info)
     run.keep_plan(as_kept(plan))
     logger.info(described(plan))
